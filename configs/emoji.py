@@ -1,0 +1,91 @@
+"""What every config on the embedded data set shares: data, model, optimizer, evaluations. Not a config by itself.
+
+Three vendors' drawings of the training concepts are seen; a fourth vendor's (openmoji), 10 % of the concepts (test) and another 5 %
+(validation, on which every choice was made) are not.
+"""
+from mcd_jax import config as config_lib
+
+SIZE = 64
+MILD = f"decode|crop({SIZE}, 0.5)"
+TEXT = "caption('random')|tokenize(16, 'emoji')"
+HELD_OUT_VENDOR = "openmoji_train+openmoji_validation+openmoji_test"
+LANGUAGES = ("en", "de", "es", "fr", "it", "pt")
+
+
+def base(steps, views):
+    """The config of the embedded data set without an objective.
+
+    Args:
+      steps: a duration.
+      views: image views of the batch beside the caption, name -> pipe string.
+    """
+    config = config_lib.default()
+    config.steps = steps
+    config.batch_size = 256
+    config.data.source = dict(name="emoji", split="train", captions=("label", "label: tags"), languages=("en",))
+    config.data.views = dict(**views, text=TEXT)
+    config.data.cache = True
+    config.model = dict(
+        image=dict(name="resnet", mask_patch=8),
+        text=dict(name="text", width=128, depth=2, num_heads=2, mlp_dim=512),
+        embed_dim=192,
+        dtype="float32",
+    )
+    config.optimizer.lr = 2e-3
+    config.optimizer.weight_decay = 0.1
+    config.evals = evaluations("params")
+    config.checkpoint = dict(every="20 percent", keep=2, best="")
+    return config
+
+
+def source(split, **more):
+    """A source of the embedded set whose rows have the English label as their first text."""
+    return dict(name="emoji", split=split, **{"captions": ("label",), "languages": ("en",), **more})
+
+
+def evaluations(read):
+    """`config.evals`: figures on the held-out vendor, the held-out concepts and the validation concepts, by the network `read`."""
+    flags = dict(no_flags="flag")
+    plain = dict(image=f"decode|resize({SIZE})", text="caption('first')|tokenize(16, 'emoji')")
+
+    def retrieval(split, queries=None):
+        return dict(source=source(split), views=plain, match="concept_id", queries=queries or {}, without=flags, read=read)
+
+    def zeroshot(split, label, templates=("{}",)):
+        every = "train+validation+test" if label == "concept_id" else None
+        names = source(every, languages=LANGUAGES) if every else GROUP_NAMES
+        return dict(source=source(split), views=dict(image=plain["image"]), label=label, names=names, templates=templates,
+                    tokenizer="emoji", context=16, without=flags, read=read)
+
+    def misalignment(split, read):
+        return dict(source=source(split), n=200, views=plain, kinds=("crop", "jitter", "gray", "blur", "all"),
+                    levels=(0.25, 0.5, 0.75, 1.0), augmented=f"decode|resize({SIZE})|severity('{{kind}}', {{level}})", read=read)
+
+    return dict(
+        retrieval=dict(
+            validation=retrieval("validation"),
+            heldout_vendor=retrieval(HELD_OUT_VENDOR, dict(concept_split="train")),
+            heldout_concepts=retrieval("test"),
+            heldout_both=retrieval(HELD_OUT_VENDOR, dict(concept_split="test")),
+        ),
+        zeroshot=dict(
+            labels_heldout_vendor=zeroshot(HELD_OUT_VENDOR, "concept_id"),
+            labels_heldout_concepts=zeroshot("test", "concept_id"),
+            groups_heldout_vendor=zeroshot(HELD_OUT_VENDOR, "group", GROUP_TEMPLATES),
+            groups_heldout_concepts=zeroshot("test", "group", GROUP_TEMPLATES),
+        ),
+        misalignment=dict(
+            heldout_vendor=misalignment("openmoji_train", read),
+            heldout_concepts=misalignment("test", read),
+            untrained=misalignment("openmoji_train", "init"),
+        ),
+        gap=dict(heldout_vendor=dict(source=source(HELD_OUT_VENDOR), views=plain, read=read)),
+    )
+
+
+GROUP_TEMPLATES = ("{}", "a drawing of {}", "an emoji of {}")
+GROUP_NAMES = (
+    ("smiling face", "emotion", "heart"), ("person", "people", "hand"), ("skin tone", "hair"), ("animal", "nature", "plant"),
+    ("food", "drink"), ("travel", "place", "vehicle"), ("activity", "sport", "game"), ("object", "tool", "clothing"),
+    ("symbol", "sign", "button"), ("flag", "country"),
+)

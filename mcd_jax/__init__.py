@@ -1,0 +1,1 @@
+"""Language-image pretraining in JAX."""

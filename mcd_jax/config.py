@@ -1,0 +1,148 @@
+"""Every config key that the trainer knows, with its default, and the checks that come before the first compile.
+
+A file in `configs/` starts from `default()` and changes what it needs; the result is locked, so a misspelt key is refused where it
+is written, in the file and on the command line alike. Durations ("3 epochs", "10 percent", "200 steps", "1e6 examples" or plain
+steps) are read by `duration.steps`.
+"""
+import difflib
+import json
+import math
+import pathlib
+
+from ml_collections import ConfigDict
+
+from mcd_jax import load
+
+
+def default():
+    """The base config: every key that `train` reads, none of them about a particular method or data set."""
+    config = ConfigDict()
+    config.seed = 0
+    config.steps = "10 epochs"      # how long to train, a duration
+    config.batch_size = 256         # global, over all devices and hosts
+    config.microbatches = 1         # encode the batch in this many slices; the loss still sees all of it
+    config.group_size = 0           # consecutive rows that methods with in-batch interaction keep together; 0: the whole batch
+    config.objective = ConfigDict(dict(name="", weights={}, warmup={}))
+    config.model = ConfigDict()
+    config.data = dict(
+        source=ConfigDict(dict(name="")),
+        views=ConfigDict(),         # batch key -> pipe string
+        workers=2,                  # threads that read and decode
+        prefetch=4,                 # batches held ready
+        cache=False,                # keep decoded images in memory: for small data sets
+    )
+    config.optimizer = dict(
+        optimizers=((".*", dict(name="adamw", b1=0.9, b2=0.98, eps=1e-8)),),
+        lr=1e-3,
+        schedule=((".*", dict(name="cosine", warmup="5 percent", final=0.01)),),  # None instead of a dict freezes
+        lr_mults=(),
+        weight_decay=0.1,
+        decay_mask=(),
+        clip_norm=1.0,
+        clip_per="global",          # or "tensor"
+        max_logit_scale=math.log(100.0),
+        max_skipped=20,             # stop after this many non-finite updates in a row
+    )
+    config.ema = 0.0                # decay of an average of the parameters kept in memory/ema; 0: none
+    config.evals = ConfigDict()     # module -> instance -> settings; `every` (a duration) and `read` fit all
+    config.checkpoint = dict(every="10 percent", keep=2, best="")
+    config.mesh = dict(slice=1, data=-1, fsdp=1, tensor=1, expert=1)
+    config.sharding = ((".*", "fsdp"),)   # regex over parameter paths -> how to place them; first match wins
+    config.log_every = 10
+    config.profile_steps = ()       # (first, last): a profiler trace of these steps
+    config.tensorboard = True
+    config.wandb = ""               # a project name; needs the wandb package
+    config.resume_from = ""         # another workdir whose whole state this run continues
+    config.init_from = ""           # another workdir whose parameters this run starts from
+    return config
+
+
+def objective(name, weights=None, warmup=None, **changes):
+    """The `config.objective` of method `name`: all of its options with their defaults, `changes` applied.
+
+    Args:
+      name: a module of `objectives/`, or a dotted path.
+      weights: term -> weight, over the method's defaults.
+      warmup: term -> duration over which its weight grows linearly from zero.
+
+    Raises:
+      ValueError: an option or a term that the method doesn't have.
+    """
+    module = load.load("objectives", name)
+    options = module.Options()._asdict()
+    for key in changes:
+        refuse_unknown(key, options, f"option of objective {name!r}")
+    for key in [*(weights or {}), *(warmup or {})]:
+        refuse_unknown(key, module.WEIGHTS, f"term of objective {name!r}")
+    warmups = {term: 0 for term in module.WEIGHTS} | dict(getattr(module, "WARMUP", {})) | dict(warmup or {})
+    result = ConfigDict(dict(name=name, weights={t: float(w) for t, w in (module.WEIGHTS | dict(weights or {})).items()},
+                             **{**options, **changes}))
+    result.warmup = ConfigDict({term: str(value) for term, value in warmups.items()})
+    return result
+
+
+def refuse_unknown(key, known, what):
+    """Raises a ValueError that names `key` and the nearest of `known`, unless it is one of them."""
+    if key not in known:
+        near = difflib.get_close_matches(key, list(known), 1)
+        hint = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(sorted(known))}"
+        raise ValueError(f"unknown {what}: {key!r}; {hint}")
+
+
+def options(cls, mapping):
+    """An `Options` tuple of a method from `config.objective`; the keys that every method has are left out.
+
+    Raises:
+      ValueError: an unknown option, or a value of another type than the default's.
+    """
+    given = {k: v for k, v in mapping.items() if k not in ("name", "weights", "warmup")}
+    defaults = cls()._asdict()
+    for key, value in given.items():
+        refuse_unknown(key, defaults, f"option of objective {mapping['name']!r}")
+        want = type(defaults[key])
+        if want in (bool, str) and not isinstance(value, want) or want is float and not isinstance(value, (int, float)):
+            raise ValueError(f"config.objective.{key}={value!r} must be a {want.__name__}, as its default {defaults[key]!r} is")
+    return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in given.items()})
+
+
+def check(config):
+    """Refuses, with a sentence, what can be seen to be wrong before any data is read.
+
+    Raises:
+      ValueError: an unknown key, or a value outside its range.
+    """
+    base = default()
+    for key in config:
+        refuse_unknown(key, base, "config key")
+        for sub in config[key] if isinstance(config[key], ConfigDict) and key in ("data", "checkpoint", "mesh") else ():
+            refuse_unknown(sub, base[key], f"config.{key} key")
+    for key in ("batch_size", "microbatches", "log_every"):
+        if isinstance(config[key], bool) or not isinstance(config[key], int) or config[key] < 1:
+            raise ValueError(f"config.{key}={config[key]!r} must be a whole number of at least 1")
+    if config.batch_size % config.microbatches:
+        raise ValueError(f"config.batch_size={config.batch_size} is not a multiple of config.microbatches={config.microbatches}")
+    if config.group_size and config.batch_size % config.group_size:
+        raise ValueError(f"config.batch_size={config.batch_size} is not a multiple of config.group_size={config.group_size}")
+    if not 0 <= config.ema < 1:
+        raise ValueError(f"config.ema={config.ema} must lie in [0, 1)")
+    if not config.objective.name:
+        raise ValueError("config.objective.name is empty: name a module of mcd_jax/objectives or your own dotted path")
+    if not config.data.views:
+        raise ValueError("config.data.views is empty: give at least one batch key with its pipe string")
+
+
+def save(config, path):
+    """Writes the resolved config as JSON."""
+    pathlib.Path(path).write_text(json.dumps(config.to_dict(), indent=2, default=str) + "\n")
+
+
+def read(path):
+    """The ConfigDict that `save` wrote.
+
+    Raises:
+      FileNotFoundError: with the advice to train first.
+    """
+    path = pathlib.Path(path)
+    if not path.exists():
+        raise FileNotFoundError(f"{path} does not exist: is this the --workdir of a run that `python -m mcd_jax.train` started?")
+    return ConfigDict(json.loads(path.read_text()))

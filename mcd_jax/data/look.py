@@ -1,0 +1,71 @@
+"""An image view in the making: its pixels, what was done to it, and how much that misaligns it with its caption.
+
+An image view reports what was done to it as a row of PARAMS, and `misalignment` turns rows into y >= 1,
+exactly 1 for an untouched image:
+  y = 1 - log(kept area) + |brightness-1| + |contrast-1| + max(|saturation-1| + 4|hue|, gray) + log(1 + blur^2) + style
+The area is a share of the stored image. Blur is its sigma in 1/64 of the view's shorter side: a Gaussian of that
+width leaves about 1/(1 + blur^2) of the frequencies of a 64-pixel picture. A half turn of hue counts like two full
+losses of saturation. A mirror image adds nothing. `style` sums what the ops of `style.py` add.
+"""
+from collections.abc import Callable
+from typing import NamedTuple
+
+import cv2
+import numpy as np
+
+PARAMS = ("left", "top", "width", "height", "flip", "brightness", "contrast", "saturation", "hue", "gray", "blur",
+          "style")
+
+
+class Op(NamedTuple):
+    """One step of a pipe. `run(value, draws)`: `draws` is a list of `draws` uniforms."""
+    run: Callable
+    takes: str
+    gives: str
+    draws: int = 0
+    column: str | None = None  # the example's column that it reads
+    stream: str | None = None  # views with one stream share their random numbers
+    tokens: tuple | None = None  # (tokenizer, context)
+
+
+class Look:
+    """An image view in the making: uint8 pixels, a colour matrix not applied yet, and what was done so far."""
+    __slots__ = ("blur", "box", "brightness", "contrast", "flip", "gray", "hue", "matrix", "pixels", "saturation", "style")
+
+    def __init__(self, pixels):
+        self.pixels = pixels
+        self.matrix = None
+        self.box = (0.0, 0.0, 1.0, 1.0)
+        self.flip = self.gray = False
+        self.brightness = self.contrast = self.saturation = 1.0
+        self.hue = self.blur = self.style = 0.0
+
+    def drawn(self):
+        """The pixels with all colour changes applied, uint8 (H, W, 3)."""
+        if self.matrix is not None:
+            self.pixels = cv2.transform(self.pixels, self.matrix)
+            self.matrix = None
+        return self.pixels
+
+    def recolour(self, matrix):
+        """Adds a float64 (3, 4) map of (r, g, b, 1). Maps in a row are applied as one, clipped once."""
+        if self.matrix is not None:
+            offset = matrix[:, 3]
+            matrix = matrix[:, :3] @ self.matrix
+            matrix[:, 3] += offset
+        self.matrix = matrix
+
+    def params(self):
+        """A row of PARAMS, list of float."""
+        return [*self.box, self.flip, self.brightness, self.contrast, self.saturation, self.hue, self.gray, self.blur,
+                self.style]
+
+
+def misalignment(params):
+    """y (module docstring) of rows of PARAMS, (..., 12) -> float32 (...)."""
+    _, _, width, height, _, brightness, contrast, saturation, hue, gray, blur, style = np.moveaxis(
+        np.asarray(params, np.float64), -1, 0)
+    colour = np.maximum(np.abs(saturation - 1) + 4 * np.abs(hue), gray)
+    severity = -np.log(width * height) + np.abs(brightness - 1) + np.abs(contrast - 1) + colour + np.log1p(
+        blur * blur) + style
+    return (1 + severity).astype(np.float32)

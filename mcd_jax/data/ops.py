@@ -1,0 +1,312 @@
+"""Operations that pipe strings name: "decode|crop(64,0.08)|flip|jitter(.4,.4,.4,.1,p=.8)|gray(.2)|blur(.5)".
+
+Each public function takes the literal arguments of the string and returns an `Op`. An op is given what the op before it
+gave ("example", "image", "text" or "array") and a list of uniform numbers in [0, 1): all randomness of a row is drawn at
+once, outside, so an op is a pure function.
+
+SLIP's recipes (facebookresearch/SLIP, main.py and datasets.py) are
+  original   decode|crop(224,0.5)
+  augmented  decode|crop(224,0.08)|jitter(.4,.4,.4,.1,p=.8)|gray(.2)|blur(.5)|flip
+They count towards the misalignment of `look.py`.
+"""
+import math
+
+import cv2
+import numpy as np
+
+from mcd_jax.data import image, tokenizers
+from mcd_jax.data.look import Look, Op
+
+_LUMA = np.array([0.299, 0.587, 0.114])
+_YIQ = np.array([_LUMA, [0.5959, -0.2746, -0.3213], [0.2115, -0.5227, 0.3112]])
+_GREY_PART = np.pad(np.tile(_LUMA, (3, 1)), ((0, 0), (0, 1)))  # these act on (r, g, b, 1)
+_COLOUR_PART = np.pad(np.eye(3) - _GREY_PART[:, :3], ((0, 0), (0, 1)))
+_TURNED_PART = np.pad(np.linalg.inv(_YIQ) @ [[0, 0, 0], [0, 0, 1], [0, -1, 0]] @ _YIQ, ((0, 0), (0, 1)))
+_ATTEMPTS = 10
+
+
+# ---- reading the example ----
+
+
+def decode(column="image"):
+    """The pixels of an encoded image column. Decoded once for all views of a row."""
+    def run(example, _):
+        pixels = example.get(("pixels", column))
+        if pixels is None:
+            data = example[column]
+            if not isinstance(data, (bytes, bytearray, memoryview)):
+                raise TypeError(f"column {column!r} holds {type(data).__name__}: decode takes encoded bytes")
+            pixels = example["pixels", column] = image.decode(bytes(data))
+        return Look(pixels)
+    return Op(run, "example", "image", column=column)
+
+
+def caption(which="random", column="text"):
+    """One caption of a text column (str, UTF-8 bytes, or a list of them): a "random" one or the "first".
+
+    Empty ones are passed over; with none left the example is bad ("empty caption"). Bytes that are not UTF-8 are left
+    out. Only the first `tokenizers.LIMIT` characters are kept. Both are noted and counted.
+    """
+    if which not in ("random", "first"):
+        raise ValueError(f"caption({which!r}): use 'random' or 'first'")
+
+    def run(example, draws):
+        texts = example.get(("captions", column))
+        if texts is None:
+            texts = example["captions", column] = _captions(example, column)
+        return texts[int(draws[0] * len(texts))] if which == "random" else texts[0]
+    return Op(run, "example", "text", draws=1, column=column)
+
+
+def _captions(example, column):
+    stored = example[column]
+    texts = []
+    for text in [stored] if isinstance(stored, (str, bytes)) else stored:
+        if isinstance(text, bytes):
+            try:
+                text = text.decode()
+            except UnicodeDecodeError:
+                example.setdefault("notes", set()).add("caption not UTF-8")
+                text = text.decode(errors="ignore")
+        if len(text) > tokenizers.LIMIT:
+            example.setdefault("notes", set()).add("caption cut")
+        texts.append(tokenizers.collapse(text))
+    texts = [text for text in texts if text]
+    if not texts:
+        raise image.Bad("empty caption", f"column {column!r}")
+    return texts
+
+
+def tokenize(context, name="clip"):
+    """Token ids, int32 (context,): see `tokenizers.make` for `name`. First in a pipe it reads `caption("random")`."""
+    tokenizer = tokenizers.make(name)
+    tokenizer.encode([], context)  # refuses a context that is too short
+    return Op(lambda text, _: tokenizer.row(text, context), "text", "array", tokens=(tokenizer, context))
+
+
+def column(name):
+    """A stored number, flag or array: integers become int32, floats float32, bool stays."""
+    def run(example, _):
+        value = np.asarray(example[name])
+        if value.dtype.kind not in "biuf":
+            raise TypeError(f"column {name!r} holds {type(example[name]).__name__}: a batch carries only numbers; "
+                            "text goes through caption|tokenize, and 'index' leads back to the example")
+        return value.astype({"i": np.int32, "f": np.float32}.get(value.dtype.kind, value.dtype))
+    return Op(run, "example", "array", column=name)
+
+
+def stream(name):
+    """Gives this view the random numbers of stream `name`, so that views of one image can share them."""
+    return Op(lambda look, _: look, "image", "image", stream=f"stream {name}")
+
+
+# ---- geometry ----
+
+
+def crop(size, min_scale, max_scale=1.0, ratio=(3 / 4, 4 / 3)):
+    """A random box, resized: torchvision's RandomResizedCrop.
+
+    Area uniform in [min_scale, max_scale] of the image, aspect ratio (width / height) log-uniform in `ratio`; after ten
+    boxes that do not fit, the largest central one of an allowed ratio. Axes that shrink are averaged over areas, axes
+    that grow are bilinear; nothing is padded.
+
+    Args:
+      size: side of the view in pixels, or (height, width).
+    """
+    height, width = _pair(size)
+    if not 0 < min_scale <= max_scale <= 1 or not 0 < ratio[0] <= ratio[1]:
+        raise ValueError(f"crop needs 0 < min_scale <= max_scale <= 1 and 0 < ratio[0] <= ratio[1], "
+                         f"not {min_scale}, {max_scale}, {ratio}")
+    low, high = math.log(ratio[0]), math.log(ratio[1])
+
+    def run(look, draws):
+        h, w = look.pixels.shape[:2]
+        for i in range(_ATTEMPTS):
+            area = h * w * (min_scale + (max_scale - min_scale) * draws[2 * i])
+            aspect = math.exp(low + (high - low) * draws[2 * i + 1])
+            box_w, box_h = round(math.sqrt(area * aspect)), round(math.sqrt(area / aspect))
+            if 0 < box_w <= w and 0 < box_h <= h:
+                left, top = int(draws[-2] * (w - box_w + 1)), int(draws[-1] * (h - box_h + 1))
+                break
+        else:
+            box_w, box_h = min(w, round(h * ratio[1])), min(h, round(w / ratio[0]))
+            left, top = (w - box_w) // 2, (h - box_h) // 2
+        return _cut(look, left, top, box_w, box_h, height, width)
+    return Op(run, "image", "image", draws=2 * _ATTEMPTS + 2)
+
+
+def resize(size):
+    """The whole image at `size` (a side, or (height, width)); the aspect ratio changes if it must."""
+    height, width = _pair(size)
+
+    def run(look, _):
+        h, w = look.pixels.shape[:2]
+        return _cut(look, 0, 0, w, h, height, width)
+    return Op(run, "image", "image")
+
+
+def center(size):
+    """The central part at `size`, as large as it can be without changing the aspect ratio (CLIP's evaluation)."""
+    height, width = _pair(size)
+
+    def run(look, _):
+        h, w = look.pixels.shape[:2]
+        shrink = min(h / height, w / width)
+        box_h, box_w = max(1, round(height * shrink)), max(1, round(width * shrink))
+        return _cut(look, (w - box_w) // 2, (h - box_h) // 2, box_w, box_h, height, width)
+    return Op(run, "image", "image")
+
+
+def flip(p=0.5):
+    """Mirrors left and right with probability `p`."""
+    _share("flip", p)
+
+    def run(look, draws):
+        if draws[0] < p:
+            look.pixels = cv2.flip(look.pixels, 1)
+            look.flip = not look.flip
+        return look
+    return Op(run, "image", "image", draws=1)
+
+
+def _cut(look, left, top, box_w, box_h, height, width):
+    h, w = look.pixels.shape[:2]
+    if (box_h, box_w) != (h, w):
+        x, y, wide, high = look.box  # of the stored image, which a flip does not turn
+        first = w - left - box_w if look.flip else left
+        look.box = (x + wide * first / w, y + high * top / h, wide * box_w / w, high * box_h / h)
+        look.pixels = look.pixels[top:top + box_h, left:left + box_w]
+    if box_w > width or box_h > height:
+        box_w, box_h = min(box_w, width), min(box_h, height)
+        look.pixels = cv2.resize(look.pixels, (box_w, box_h), interpolation=cv2.INTER_AREA)
+    if (box_h, box_w) != (height, width):
+        look.pixels = cv2.resize(look.pixels, (width, height), interpolation=cv2.INTER_LINEAR)
+    return look
+
+
+# ---- colour and blur ----
+
+
+def jitter(brightness, contrast, saturation, hue, p=0.8):
+    """Colour jitter with probability `p`: torchvision's ColorJitter ranges, as one affine map of the colours.
+
+    Brightness, contrast and saturation factors are uniform in [max(0, 1 - x), 1 + x], hue in [-hue, hue] turns.
+    Differences: colours are clipped once, at the end (so the four commute and their order, random in torchvision, does
+    not matter); contrast is about the exact mean grey; hue turns the colour plane of YIQ, which keeps the luma, instead
+    of the hexagon of HSV, which keeps the largest channel.
+    """
+    _share("jitter", p)
+    if min(brightness, contrast, saturation, hue) < 0 or hue > 0.5:
+        raise ValueError(f"jitter strengths are at least 0, and hue at most 0.5: ({brightness}, {contrast}, "
+                         f"{saturation}, {hue})")
+    ranges = [(max(0.0, 1 - x), 1 + x) for x in (brightness, contrast, saturation)] + [(-hue, hue)]
+
+    def run(look, draws):
+        if draws[0] < p:
+            _jitter(look, *(low + (high - low) * u for (low, high), u in zip(ranges, draws[1:])))
+        return look
+    return Op(run, "image", "image", draws=5)
+
+
+def _jitter(look, brightness, contrast, saturation, hue):
+    mean = cv2.mean(look.pixels)
+    if look.matrix is not None:
+        mean = look.matrix @ (*mean[:3], 1.0)
+    grey = 0.299 * mean[0] + 0.587 * mean[1] + 0.114 * mean[2]
+    scale = brightness * contrast
+    turn = 2 * math.pi * hue
+    matrix = _GREY_PART * scale
+    matrix += _COLOUR_PART * (scale * saturation * math.cos(turn))
+    if hue:
+        matrix += _TURNED_PART * (scale * saturation * math.sin(turn))
+    matrix[:, 3] = brightness * (1 - contrast) * grey
+    look.recolour(matrix)
+    look.brightness *= brightness
+    look.contrast *= contrast
+    look.saturation *= saturation
+    look.hue += hue
+
+
+def gray(p):
+    """Grey (Rec. 601 luma) with probability `p`."""
+    _share("gray", p)
+
+    def run(look, draws):
+        if draws[0] < p:
+            look.recolour(_GREY_PART.copy())
+            look.gray = True
+        return look
+    return Op(run, "image", "image", draws=1)
+
+
+def blur(p, sigma=(0.1, 2.0)):
+    """Gaussian blur with probability `p`; sigma, in pixels of the view, uniform in the range. Cut off at 2 sigma."""
+    _share("blur", p)
+    low, high = sigma
+    if not 0 < low <= high:
+        raise ValueError(f"blur needs 0 < sigma[0] <= sigma[1], not {sigma}")
+
+    def run(look, draws):
+        if draws[0] < p:
+            _blur(look, low + (high - low) * draws[1])
+        return look
+    return Op(run, "image", "image", draws=2)
+
+
+def _blur(look, sigma):
+    side = 2 * math.ceil(2 * sigma) + 1
+    look.pixels = cv2.GaussianBlur(look.pixels, (side, side), sigma)  # commutes with a colour map
+    look.blur = math.hypot(look.blur, 64 * sigma / min(look.pixels.shape[:2]))
+
+
+# ---- fixed severity, for evaluation ----
+
+
+def severity(kind, level, draw=0):
+    """A change of known strength, for yardsticks: only the place of the crop and signs are random.
+
+    level 0 leaves the image untouched, and misalignment grows with the level. The random numbers are those of stream
+    `draw`, whatever the view is called: the crops of one image at growing levels lie inside each other.
+
+    Args:
+      kind: "crop" keeps 1 - 0.92 level of the area (level 1 is the smallest crop of SLIP), same size and aspect ratio;
+        "jitter" changes brightness, contrast and saturation by +-0.4 level and hue by +-0.1 level;
+        "gray" takes away `level` of the saturation; "blur" has sigma = level / 32 of the shorter side;
+        "all" does the four of them.
+      level: in [0, 1].
+    """
+    kinds = ("crop", "jitter", "gray", "blur")
+    if kind not in (*kinds, "all"):
+        raise ValueError(f"severity({kind!r}): use one of {', '.join(kinds)}, all")
+    _share("severity", level)
+
+    def run(look, draws):
+        if kind in ("crop", "all"):
+            _keep(look, 1 - 0.92 * level, draws[0], draws[1])
+        if level and kind in ("jitter", "all"):
+            signs = [1 if u < 0.5 else -1 for u in draws[2:]]
+            _jitter(look, *(1 + 0.4 * level * sign for sign in signs[:3]), 0.1 * level * signs[3])
+        if level and kind in ("gray", "all"):
+            _jitter(look, 1.0, 1.0, 1 - level, 0.0)
+        if level and kind in ("blur", "all"):
+            _blur(look, level * min(look.pixels.shape[:2]) / 32)
+        return look
+    return Op(run, "image", "image", draws=6, stream=f"severity {draw}")
+
+
+def _keep(look, area, across, down):
+    h, w = look.pixels.shape[:2]
+    box_w, box_h = max(1, round(w * math.sqrt(area))), max(1, round(h * math.sqrt(area)))
+    _cut(look, round(across * (w - box_w)), round(down * (h - box_h)), box_w, box_h, h, w)
+
+
+def _pair(size):
+    pair = size if isinstance(size, tuple) else (size, size)
+    if len(pair) != 2 or not all(isinstance(side, int) and side > 0 for side in pair):
+        raise ValueError(f"size is a number of pixels or (height, width), not {size!r}")
+    return pair
+
+
+def _share(name, p):
+    if not 0 <= p <= 1:
+        raise ValueError(f"{name}: {p} is not in [0, 1]")

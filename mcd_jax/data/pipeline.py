@@ -1,0 +1,166 @@
+"""batch(step) is a pure function of (config, seed, step): nothing to save, nothing to lose, the same on any number of hosts.
+
+Row j of step s is position s * batch_size + j of an endless stream, in which every epoch is a fresh permutation of the
+source. A position alone decides which example it is and how it is augmented. Each process makes only its own rows.
+"""
+import functools
+
+import grain
+from grain.experimental import index_shuffle
+import numpy as np
+
+from mcd_jax.data import sources
+from mcd_jax.data.reader import Reader
+from mcd_jax.data.views import Views
+
+_PIECE = 256  # most rows that one worker makes in one go
+_TABLE = 2 ** 20  # up to here an epoch's order is a table; above, a cipher of the position (slow for small sources)
+_KEYS = ("source", "views", "workers", "prefetch", "cache")
+
+
+def make(data_config, seed, batch_size, rows=None, bad_log=None):
+    """The training pipeline of `config.data`.
+
+    Args:
+      data_config: mapping with `source` (see `sources.open`), `views` {name: pipe string}, and optionally `workers`
+        (threads, default 2; 0 works in the caller's thread), `prefetch` (batches made ahead, default 4) and `cache`
+        (True or a number of MiB: decoded images are kept in memory, 1024 MiB by default; default False).
+      seed: int.
+      batch_size: global rows per step, B.
+      rows: which of them (slice or integers) this process holds; default all.
+      bad_log: path of a JSON lines file that names bad examples, or None.
+
+    Raises:
+      ValueError: an unknown key, a bad value, or views that do not fit the source; the sentence says what would do.
+    """
+    unknown = set(data_config) - set(_KEYS)
+    if unknown:
+        raise ValueError(f"config.data has no {', '.join(sorted(unknown))}: its keys are {', '.join(_KEYS)}")
+    return Pipeline(sources.open(data_config["source"]), Views(data_config["views"]), seed, batch_size, rows,
+                    workers=data_config.get("workers", 2), prefetch=data_config.get("prefetch", 4),
+                    cache=data_config.get("cache", False), bad_log=bad_log)
+
+
+def example(views, source, index, seed, position=None):
+    """One row: pure in (seed, index), or (seed, index, position) where an index comes more than once.
+
+    Returns:
+      dict of numpy arrays, the batch keys without the batch axis.
+    """
+    batch = _batch(views, Reader(source, views), seed, [index], [index if position is None else position])
+    return {key: value[0] for key, value in batch.items()}
+
+
+def sequential(source, views, batch_size, seed=0, indices=None):
+    """The batches of `indices` (default: all) in order, the last one short. A row depends on (seed, index) only.
+
+    Args:
+      source: as `sources.open` returns it.
+      views: Views, or the mapping {name: pipe string}.
+    """
+    views = views if isinstance(views, Views) else Views(views)
+    reader = Reader(source, views)
+    indices = np.arange(len(source)) if indices is None else np.asarray(indices)
+    for start in range(0, len(indices), batch_size):
+        some = indices[start:start + batch_size].tolist()
+        yield _batch(views, reader, seed, some, some)
+
+
+def _batch(views, reader, seed, indices, positions):
+    draws = views.draws(seed, positions)
+    rows, used = [], []
+    for j, index in enumerate(indices):
+        row, found = reader.row(index, {name: numbers[j] for name, numbers in draws.items()})
+        rows.append(row)
+        used.append(found)
+    return {**views.collate(rows), "index": np.array(used, np.int32),
+            "bad": np.array([a != b for a, b in zip(indices, used)], bool)}
+
+
+class Pipeline:
+    """See `make`.
+
+    Attributes:
+      examples: number of examples in one epoch.
+      shapes: {batch key: (shape with this process's rows first, dtype)}.
+      stats: {cause: number of examples found bad or repaired so far}.
+      vocab_size, context, eot: of the text view called "text", or of the only one (None without text views).
+    """
+
+    def __init__(self, source, views, seed, batch_size, rows=None, *, workers=2, prefetch=4, cache=False, bad_log=None):
+        if len(source) < 1:
+            raise ValueError("the source is empty")
+        for name, value, least in (("batch_size", batch_size, 1), ("workers", workers, 0), ("prefetch", prefetch, 1)):
+            if isinstance(value, bool) or not isinstance(value, int) or value < least:
+                raise ValueError(f"{name}={value!r} must be an integer of at least {least}")
+        if isinstance(seed, bool) or not isinstance(seed, (int, np.integer)) or seed < 0:
+            raise ValueError(f"seed={seed!r} must be an integer of at least 0")
+        self.examples = len(source)
+        self.views = views
+        self._seed, self._batch_size, self._workers, self._prefetch = int(seed), batch_size, workers, prefetch
+        everything = np.arange(batch_size)
+        self._rows = everything if rows is None else everything[rows]
+        if not len(self._rows):
+            raise ValueError(f"rows={rows!r} leaves this process none of the {batch_size} rows of a batch")
+        self._reader = Reader(source, views, cache, bad_log)
+        self._open = []
+        first = self._make(0, self._rows[:1])
+        self.shapes = {key: ((len(self._rows), *value.shape[1:]), value.dtype) for key, value in first.items()}
+        text = views.tokens.get("text") or next(iter(views.tokens.values()), None)
+        self.vocab_size, self.eot, self.context = (text[0].vocab_size, text[0].eot, text[1]) if text else (None,) * 3
+
+    @property
+    def stats(self):
+        return self._reader.stats
+
+    def batch(self, step):
+        """The rows of this process at `step` >= 0, {key: numpy array}; made in the caller's thread."""
+        return self._make(step, self._rows)
+
+    def iterate(self, first_step=0):
+        """Endless iterator over batch(first_step), batch(first_step + 1), ... made ahead by `workers` threads.
+
+        An error in a worker is raised here, at its step.
+        """
+        pieces = -(-len(self._rows) // _PIECE)
+        data = grain.MapDataset.range(first_step * pieces, 2 ** 60).map(functools.partial(self._piece, pieces))
+        ahead = max(self._prefetch * pieces, self._workers) if self._workers else 0
+        data = data.to_iter_dataset(grain.ReadOptions(num_threads=self._workers, prefetch_buffer_size=ahead))
+        if pieces > 1:
+            data = data.batch(pieces, batch_fn=_join)
+        iterator = iter(data)
+        self._open.append(iterator)
+        return iterator
+
+    def close(self):
+        """Stops the workers."""
+        while self._open:
+            self._open.pop().close()
+
+    def _piece(self, pieces, number):
+        step, part = divmod(number, pieces)
+        return self._make(step, np.array_split(self._rows, pieces)[part])
+
+    def _make(self, step, rows):
+        positions = (int(step) * self._batch_size + rows).tolist()
+        return _batch(self.views, self._reader, self._seed, [self._index(p) for p in positions], positions)
+
+    def _index(self, position):
+        epoch, place = divmod(position, self.examples)
+        if self.examples <= _TABLE:
+            return int(_permutation(self._seed, epoch, self.examples)[place])
+        return index_shuffle(place, max_index=self.examples - 1, seed=_epoch_seed(self._seed, epoch), rounds=4)
+
+
+@functools.lru_cache(maxsize=4)
+def _permutation(seed, epoch, count):
+    return np.random.default_rng([seed, epoch]).permutation(count)
+
+
+@functools.lru_cache(maxsize=64)
+def _epoch_seed(seed, epoch):
+    return int(np.random.SeedSequence([seed, epoch]).generate_state(1)[0])
+
+
+def _join(pieces):
+    return {key: np.concatenate([piece[key] for piece in pieces]) for key in pieces[0]}

@@ -1,0 +1,214 @@
+"""Where examples come from: random access to image-text pairs.
+
+A source has `len(source)` and `source[i]`, a dict with at least image (encoded bytes), text (str, bytes or a list of
+them) and key (str), plus the other stored columns. Reading is safe from any number of threads. `open` takes the
+mapping of `config.data.source`; its `name` says which kind, the other keys are that kind's own:
+
+    dict(name="emoji", split="train")                                        the embedded data set (mcd_jax.data.emoji)
+    dict(name="tfds", dataset="coco", split="train[:10%]", columns=...)      prepared by TFDS as array_record
+    dict(name="array_record", path="/data/pairs-*.array_record")             files of tf.train.Example records
+    dict(name="folder", path="/data/pictures", table="captions.csv")         image files and a csv, tsv or jsonl table
+    dict(name="my_lab.pairs", ...)                                           a module with make(spec) -> source
+
+`columns=dict(image="jpg", text="caption")` tells which stored column serves as image, text and key ("a/b": b inside a).
+"""
+
+import glob
+import operator
+import os
+
+from mcd_jax.load import load
+
+KINDS = ("emoji", "tfds", "array_record", "folder")
+ROLES = ("image", "text", "key")
+
+
+def open(spec):
+    """Opens the source of `config.data.source`.
+
+    Raises:
+      ValueError: an unknown name, key, split or column; the sentence says what there is.
+      FileNotFoundError: a file or folder that the spec names does not exist.
+    """
+    spec = dict(spec)
+    name = spec.get("name")
+    if not isinstance(name, str) or not name:
+        raise ValueError(f"data.source.name must be one of {', '.join(KINDS)} or a module path, not {name!r}")
+    if name == "tfds":
+        return Tfds(spec)
+    if name == "array_record":
+        return ArrayRecords(spec)
+    if name == "folder":
+        from mcd_jax.data.folder import Folder
+
+        return Folder(spec)
+    if name != "emoji" and "." not in name:
+        raise ValueError(f"data.source.name {name!r} is unknown: it is one of {', '.join(KINDS)}; "
+                         "a module of your own is named by its dotted path")
+    try:
+        module = load("data", name)
+    except ValueError as error:
+        raise ValueError(f"data.source.name {name!r}: there is no such module to import") from error
+    if not callable(getattr(module, "make", None)):
+        raise ValueError(f"data.source.name {name!r}: the module has no make(spec) that returns a source")
+    source = module.make(spec)
+    if not (hasattr(source, "__len__") and hasattr(source, "__getitem__")):
+        raise ValueError(f"data.source.name {name!r}: make(spec) returned a {type(source).__name__} "
+                         "without len() and [index]")
+    return source
+
+
+def check_spec(spec, needed, optional=()):
+    """Refuses unknown and missing keys of a source's spec; returns the column of each role, {role: column}."""
+    kind = spec["name"]
+    allowed = ("name", *needed, *optional, "columns")
+    for key in spec:
+        if key not in allowed:
+            raise ValueError(f"data.source has no key {key!r} for the {kind} source; it has {', '.join(allowed)}")
+    for key in needed:
+        if not spec.get(key):
+            raise ValueError(f"data.source.{key} is missing: the {kind} source needs it")
+    columns = dict(spec.get("columns") or {})
+    for role in columns:
+        if role not in ROLES:
+            raise ValueError(f"data.source.columns has no {role!r}; it maps {', '.join(ROLES)} to stored columns")
+    return {"image": "image", "text": "text", "key": None, **columns}
+
+
+def check_columns(roles, present, where):
+    """Refuses roles whose column is not among the names `present`."""
+    for role, column in roles.items():
+        if column is not None and column not in present:
+            raise ValueError(f"{where} has no column {column!r} for {role}; it has {', '.join(sorted(present))}; "
+                             f"set data.source.columns.{role}")
+
+
+def parse_example(record):
+    """A serialised tf.train.Example as {feature: list of bytes, int or float}, without TensorFlow."""
+    from tensorflow_datasets.proto import tf_example_pb2
+
+    features = tf_example_pb2.Example.FromString(record).features.feature
+    kinds = {key: value.WhichOneof("kind") for key, value in features.items()}
+    return {key: list(getattr(features[key], kind).value) if kind else [] for key, kind in kinds.items()}
+
+
+def position(index, size):
+    """`index` as an int in [0, size); raises IndexError, as a list does."""
+    number = operator.index(index)
+    if not -size <= number < size:
+        raise IndexError(f"index {number} is outside a source of {size} examples")
+    return number % size
+
+
+def _key(value, index):
+    value = index if value is None else value
+    return value.decode("utf-8", "backslashreplace") if isinstance(value, bytes) else str(value)
+
+
+class ArrayRecords:
+    """array_record files of tf.train.Example; a feature of one value comes back as that value, else as a list."""
+
+    def __init__(self, spec):
+        """spec: path (a file, a pattern, or a list of them), columns.
+
+        Raises:
+          FileNotFoundError: no file fits a path.
+          ValueError: a key or column that does not exist.
+        """
+        from array_record.python import array_record_data_source
+
+        self._roles = check_spec(spec, ("path",))
+        patterns = [spec["path"]] if isinstance(spec["path"], (str, os.PathLike)) else list(spec["path"])
+        files = []
+        for pattern in map(os.fspath, patterns):
+            found = sorted(glob.glob(pattern)) or ([pattern] if os.path.isfile(pattern) else [])
+            if not found:
+                raise FileNotFoundError(f"data.source.path: no file fits {pattern!r}")
+            files += found
+        try:
+            self._records = array_record_data_source.ArrayRecordDataSource(files)
+            first = parse_example(self._records[0]) if len(self._records) else None
+        except Exception as error:
+            raise ValueError(f"data.source.path: {', '.join(files[:3])} can't be read as array_record files of "
+                             f"tf.train.Example ({error})") from error
+        if first is not None:
+            check_columns(self._roles, first, files[0])
+
+    def __len__(self):
+        return len(self._records)
+
+    def __getitem__(self, index):
+        index = position(index, len(self))
+        stored = parse_example(self._records[index])
+        row = {name: value[0] if len(value) == 1 else value for name, value in stored.items()}
+        roles = {role: row.get(column, []) for role, column in self._roles.items() if column is not None}
+        return {**row, **roles, "key": _key(roles.get("key"), index)}
+
+
+class Tfds:
+    """A data set prepared by TFDS with file_format="array_record". Neither TensorFlow nor the network is used."""
+
+    def __init__(self, spec):
+        """spec: split (TFDS's slicing works), and dataset ("coco/2014:1.1.0") with data_dir (default: TFDS's own) or
+        directory (the folder with features.json); columns. A class label that serves as text is given by its name.
+
+        Raises:
+          FileNotFoundError: no prepared data set is there.
+          ValueError: a split, key or column that does not exist, or another file format.
+        """
+        import tensorflow_datasets as tfds
+        from tensorflow_datasets.core import read_only_builder
+
+        self._roles = check_spec(spec, ("split",), ("dataset", "data_dir", "directory"))
+        if bool(spec.get("dataset")) == bool(spec.get("directory")):
+            raise ValueError("data.source needs either dataset or directory for the tfds source")
+        place = spec.get("directory") or spec["dataset"]
+        try:
+            if spec.get("directory"):
+                builder = tfds.builder_from_directory(spec["directory"])
+            else:
+                where = {"data_dir": spec["data_dir"]} if spec.get("data_dir") else {}
+                builder = read_only_builder.builder_from_files(spec["dataset"], **where)
+        except (tfds.core.DatasetNotFoundError, OSError, AssertionError, RuntimeError) as error:
+            raise FileNotFoundError(f"no data set prepared by TFDS is found as {place!r} "
+                                    f"(data_dir {spec.get('data_dir')!r}): {error}") from error
+        self._features = builder.info.features
+        where = f"{builder.info.full_name} (TFDS)"
+        for role, column in self._roles.items():
+            feature = self._features
+            for name in column.split("/") if column else ():
+                inside = feature.keys() if hasattr(feature, "keys") else ()
+                check_columns({role: name}, inside, where)
+                feature = feature[name]
+            if role == "text" and isinstance(feature, tfds.features.ClassLabel):
+                self._label_name = feature.int2str
+        decoders = tfds.decode.SkipDecoding()
+        for name in reversed(self._roles["image"].split("/")):
+            decoders = {name: decoders}
+        try:
+            self._records = builder.as_data_source(split=spec["split"], decoders=decoders)
+            if len(self._records):
+                self[0]
+        except (ValueError, NotImplementedError, AssertionError, OSError) as error:
+            raise ValueError(f"split {spec['split']!r} of {where} can't be read: {error}; its splits are "
+                             f"{', '.join(builder.info.splits)}, its file format must be array_record") from error
+
+    _label_name = None
+
+    def __len__(self):
+        return len(self._records)
+
+    def __getitem__(self, index):
+        index = position(index, len(self))
+        row = self._records[index]
+        roles = {}
+        for role, column in self._roles.items():
+            value = row
+            for name in column.split("/") if column else ():
+                value = value[name]
+            roles[role] = value if column else None
+        if self._label_name:
+            roles["text"] = self._label_name(int(roles["text"]))
+        elif not isinstance(roles["text"], (str, bytes)):
+            roles["text"] = list(roles["text"])
+        return {**row, **roles, "key": _key(roles["key"], index)}

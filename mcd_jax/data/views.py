@@ -1,0 +1,164 @@
+"""Pipe strings -> what is done to an example. "decode|crop(64,0.5)|flip" is read as Python, never evaluated."""
+import ast
+import importlib
+import inspect
+import zlib
+
+import numpy as np
+
+from mcd_jax.data import ops, style
+from mcd_jax.data.look import misalignment
+
+_MODULES = (ops, style)
+
+
+class Views:
+    """The views of a config, compiled once.
+
+    Attributes:
+      specs: {view name: pipe string}.
+      columns: sorted list of the example's columns that are read.
+      keys: set of the batch keys that are emitted.
+      tokens: {view name: (tokenizer, context)} of the text views.
+    """
+
+    def __init__(self, specs):
+        if not specs:
+            raise ValueError("data.views is empty: name at least one view, such as image='decode|resize(64)'")
+        self.specs = dict(specs)
+        self._pipes = {name: _compile(name, spec) for name, spec in self.specs.items()}
+        self.columns = sorted({op.column for pipe in self._pipes.values() for op in pipe if op.column})
+        self.tokens = {name: op.tokens for name, pipe in self._pipes.items() for op in pipe if op.tokens}
+        self.images = [name for name, pipe in self._pipes.items() if pipe[-1].gives == "image"]
+        self.keys = {"index", "bad", *self._pipes}
+        self.keys |= {f"{name}/{extra}" for name in self.images for extra in ("params", "misalignment")}
+        self._streams = {name: next((op.stream for op in reversed(pipe) if op.stream), f"view {name}")
+                         for name, pipe in self._pipes.items()}
+        self._widths = {name: -(-sum(op.draws for op in pipe) // 4) * 4 for name, pipe in self._pipes.items()}
+
+    def check(self, columns):
+        """Refuses views that read a column which the source does not have (`columns` is what it has)."""
+        for name, pipe in self._pipes.items():
+            for op in pipe:
+                if op.column and op.column not in columns:
+                    raise ValueError(f"view {name!r} ({self.specs[name]}) reads column {op.column!r}; "
+                                     f"the source has {', '.join(sorted(columns))}")
+
+    def draws(self, seed, positions):
+        """The uniforms of all rows at once: {view: list of lists}; row j depends on (seed, positions[j]) alone.
+
+        Philox is a function of a key and a counter: the key is (seed, stream), and a position owns a fixed range of the
+        counter, so neighbours in the batch, hosts and workers make no difference.
+        """
+        positions = np.asarray(positions, np.int64)
+        starts = np.flatnonzero(np.diff(positions, prepend=positions[:1] - 2) != 1)
+        ends = [*starts[1:], len(positions)]
+        result = {}
+        for name, width in self._widths.items():
+            key = np.array([seed % 2 ** 64, zlib.crc32(self._streams[name].encode())], np.uint64)
+            rows = []
+            for start, end in zip(starts, ends):
+                counter = int(positions[start]) * width // 4
+                random = np.random.Generator(np.random.Philox(key=key, counter=counter))
+                rows += random.random((end - start, width)).tolist()
+            result[name] = rows
+        return result
+
+    def __call__(self, example, draws):
+        """{view: Look or array} of one example; `draws` is {view: list of uniforms}.
+
+        Raises:
+          image.Bad: the example can't be used.
+        """
+        result = {}
+        for name, pipe in self._pipes.items():
+            value, numbers, used = example, draws[name], 0
+            for op in pipe:
+                value = op.run(value, numbers[used:used + op.draws])
+                used += op.draws
+            result[name] = value
+        return result
+
+    def collate(self, rows):
+        """A list of b results -> the batch: arrays with a leading b, `params` and `misalignment` beside image views.
+
+        Raises:
+          ValueError: rows of one view differ in shape.
+        """
+        batch = {}
+        for name in self._pipes:
+            values = [row[name] for row in rows]
+            if name in self.images:
+                batch[f"{name}/params"] = np.array([look.params() for look in values], np.float32)
+                batch[f"{name}/misalignment"] = misalignment(batch[f"{name}/params"])
+                values = [look.drawn() for look in values]
+            batch[name] = np.empty((len(values), *values[0].shape), values[0].dtype)
+            for j, value in enumerate(values):
+                if value.shape != values[0].shape:
+                    raise ValueError(f"view {name!r} ({self.specs[name]}): rows differ in shape, {values[0].shape} and "
+                                     f"{value.shape}; an image view needs crop, center or resize to one size")
+                batch[name][j] = value
+        return batch
+
+
+def _compile(view, spec):
+    if not isinstance(spec, str):
+        raise ValueError(f"view {view!r} must be a pipe string such as 'decode|crop(64,0.5)', not {spec!r}")
+    try:
+        node = ast.parse(spec.strip(), mode="eval").body
+    except SyntaxError as error:
+        raise ValueError(f"view {view!r}: {spec!r} is not a pipe of operations such as 'decode|crop(64,0.5)' "
+                         f"({error.msg})") from error
+    nodes = []
+    while isinstance(node, ast.BinOp) and isinstance(node.op, ast.BitOr):
+        nodes.append(node.right)
+        node = node.left
+    pipe = [_op(view, spec, part) for part in reversed([*nodes, node])]
+    if pipe[0].takes == "text":
+        pipe.insert(0, ops.caption())
+    has = "example"
+    for part, op in zip([None] * (len(pipe) - len(nodes) - 1) + [node, *reversed(nodes)], pipe):
+        if op.takes != has:
+            raise ValueError(f"view {view!r}: {ast.unparse(part)!r} in {spec!r} works on {_a(op.takes)}, but gets "
+                             f"{_a(has)}; image views start with decode, text views with caption")
+        has = op.gives
+    if has not in ("image", "array"):
+        raise ValueError(f"view {view!r}: {spec!r} ends with {_a(has)}, which no batch can carry; add tokenize(...)")
+    return pipe
+
+
+def _a(kind):
+    return ("an " if kind[0] in "aei" else "a ") + kind
+
+
+def _op(view, spec, node):
+    call = node if isinstance(node, ast.Call) else ast.Call(node, [], [])
+    name = ast.unparse(call.func)
+    make = _find(view, name)
+    try:
+        args = [ast.literal_eval(arg) for arg in call.args]
+        kwargs = {word.arg: ast.literal_eval(word.value) for word in call.keywords}
+    except ValueError as error:
+        raise ValueError(f"view {view!r}: the arguments of {ast.unparse(node)!r} must be plain numbers, strings or "
+                         "tuples") from error
+    try:
+        inspect.signature(make).bind(*args, **kwargs)
+        return make(*args, **kwargs)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"view {view!r}: {ast.unparse(node)!r} in {spec!r}: {error}; it is "
+                         f"{name}{inspect.signature(make)}") from error
+
+
+def _find(view, name):
+    if "." in name and all(part.isidentifier() for part in name.split(".")):
+        module, _, attribute = name.rpartition(".")
+        try:
+            return getattr(importlib.import_module(module), attribute)
+        except (ImportError, AttributeError) as error:
+            raise ValueError(f"view {view!r}: {name!r} can't be imported: {error}") from error
+    known = {key: value for module in _MODULES for key, value in vars(module).items()
+             if inspect.isfunction(value) and value.__module__ == module.__name__ and not key.startswith("_")}
+    if name not in known:
+        raise ValueError(f"view {view!r}: no operation {name!r}; there are {', '.join(sorted(known))}, and functions of "
+                         "your own by dotted path")
+    return known[name]

@@ -1,0 +1,82 @@
+"""Embeddings of host batches by a trained state: one compiled function for any number of rows."""
+import functools
+
+import jax
+import numpy as np
+
+
+def parameters(state, read):
+    """The parameter tree that `read` names.
+
+    Args:
+      state: a `State`.
+      read: "params" or "init" (the caller passes a state with fresh parameters): `state.params`; "memory/<path>": the tree at
+        that path of `state.memory`, whose keys replace those of `state.params` (a teacher of the towers keeps the rest).
+
+    Raises:
+      ValueError: no such path; the message lists what there is.
+    """
+    if read in ("params", "init"):
+        return state.params
+    root, *path = read.split("/")
+    node, seen = (state.memory, root) if root == "memory" and path else (None, root)
+    for key in path if node is not None else ():
+        if not isinstance(node, dict) or key not in node:
+            known = ", ".join(f"{seen}/{k}" for k in node) if isinstance(node, dict) and node else "nothing"
+            raise ValueError(f"read={read!r}: this run's {seen} holds {known}; 'params' and 'init' always exist")
+        node, seen = node[key], f"{seen}/{key}"
+    if not isinstance(node, dict):
+        held = ", ".join(f"memory/{k}" for k in state.memory) if isinstance(state.memory, dict) else ""
+        raise ValueError(f"read={read!r} names no parameters: there are {', '.join(filter(None, ['params', 'init', held]))}")
+    return {**state.params, **node}
+
+
+def make_embed(objective, read="params", batch_size=256, place=None):
+    """embed(state, batch) -> embeddings, compiled once for each set of batch keys.
+
+    Args:
+      objective: an `Objective`; its `heads["embed"]` does the work.
+      read: which parameters, see `parameters`.
+      batch_size: rows per call of the compiled function. Short batches are padded by repeating their last row, long ones split.
+      place: host batch of `batch_size` rows -> device batch (sharded over a mesh); None: left to jax.jit.
+
+    Returns:
+      embed(state, batch): `batch` maps keys to host arrays with any equal number of rows n >= 1; the result maps the head's keys
+      ("image", "text": unit; "image_raw", "text_raw") to (n, D) float32 numpy arrays, of the modalities in the batch.
+    """
+    head = jax.jit(objective.heads["embed"])  # the same function again shares what is compiled
+
+    def embed(state, batch):
+        params = parameters(state, read)
+        sizes = {key: len(value) for key, value in batch.items()}
+        rows = next(iter(sizes.values()), 0)
+        if rows < 1 or set(sizes.values()) != {rows}:
+            raise ValueError(f"a batch to embed needs arrays with the same number of rows, at least one: got {sizes}")
+        parts = []
+        for start in range(0, rows, batch_size):
+            part = {key: value[start:start + batch_size] for key, value in batch.items()}
+            count = min(batch_size, rows - start)
+            part = {key: _pad(value, batch_size) for key, value in part.items()}
+            out = head(params, state.memory, place(part) if place else part)
+            parts.append({key: np.asarray(_whole(value), np.float32)[:count] for key, value in out.items()})
+        return {key: np.concatenate([part[key] for part in parts]) for key in parts[0]}
+
+    return embed
+
+
+def _pad(value, size):
+    value = np.asarray(value)
+    return np.concatenate([value, np.repeat(value[-1:], size - len(value), axis=0)]) if len(value) < size else value
+
+
+def _whole(value):
+    """An output as an array that this process can read: gathered first when other processes hold parts of it."""
+    if value.is_fully_addressable or value.is_fully_replicated:
+        return value
+    return _replicate(value.sharding.mesh)(value)
+
+
+@functools.lru_cache
+def _replicate(mesh):
+    everywhere = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
+    return jax.jit(lambda x: x, out_shardings=everywhere)

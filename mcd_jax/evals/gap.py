@@ -1,0 +1,63 @@
+"""Geometry of the two modalities: alignment, uniformity and the gap between them.
+
+With unit embeddings x_i (image) and y_i (its text), n pairs:
+
+  alignment        mean ||x_i - y_i||^2, in [0, 4]; lower = pairs are closer (Wang and Isola, ICML 2020, alpha = 2)
+  uniformity_*     log mean_{i<j} exp(-2 ||x_i - x_j||^2), at most 0; lower = more spread, 0 = all in one point
+                   (Wang and Isola, t = 2, their sign), of the images, of the texts, and of both together
+  distance         ||mean x_i - mean y_i||, in [0, 2]: the modality gap (Liang et al., NeurIPS 2022, section 4)
+  norm_image/text  lengths of those two means: the gap also shrinks when the clouds widen, so read them beside it
+  pair_cosine      mean x_i . y_i; other_cosine is the mean over i != j
+
+Instance: source, views (pipes of "image" and "text"), optional n (at most so many rows, evenly spaced), where.
+"""
+import numpy as np
+
+from mcd_jax.evals import rows
+
+KEYS = ("source", "views", "n", "where")
+
+
+def alignment(x, y):
+    """Mean squared distance of pairs of (n, D) unit rows: ()."""
+    return float(np.mean(np.sum((x - y) ** 2, axis=1)))
+
+
+def uniformity(x, t=2.0, chunk=1024):
+    """log mean_{i<j} exp(-t ||x_i - x_j||^2) of (n, D) unit rows, n >= 2: (), at most 0."""
+    x = np.asarray(x, np.float64)
+    if len(x) < 2:
+        raise ValueError(f"uniformity needs at least two rows, got {len(x)}")
+    total = 0.0
+    for start in range(0, len(x), chunk):
+        block = x[start:start + chunk]
+        squared = np.sum(block ** 2, axis=1)[:, None] + np.sum(x ** 2, axis=1)[None, :] - 2.0 * block @ x.T
+        later = np.arange(len(x))[None, :] > np.arange(start, start + len(block))[:, None]
+        total += np.sum(np.exp(-t * np.maximum(squared, 0.0)) * later)
+    return float(np.log(total / (len(x) * (len(x) - 1) / 2)))
+
+
+def figures(x, y):
+    """All of the module's figures for (n, D) unit image rows x and text rows y."""
+    x, y = np.asarray(x, np.float64), np.asarray(y, np.float64)
+    mean_x, mean_y, pairs, n = x.mean(axis=0), y.mean(axis=0), float(np.mean(np.sum(x * y, axis=1))), len(x)
+    everything = float(mean_x @ mean_y)  # mean cosine over all n * n pairs
+    return {"alignment": alignment(x, y), "uniformity_image": uniformity(x), "uniformity_text": uniformity(y),
+            "uniformity_both": uniformity(np.concatenate([x, y])), "distance": float(np.linalg.norm(mean_x - mean_y)),
+            "norm_image": float(np.linalg.norm(mean_x)), "norm_text": float(np.linalg.norm(mean_y)),
+            "pair_cosine": pairs, "other_cosine": (everything * n - pairs) / (n - 1)}
+
+
+def make(config, name):
+    """fn(embed, state) -> the figures of the module docstring."""
+    instance = f"gap.{name}"
+    where = dict(config.get("where") or {})
+    source = rows.open_source(config["source"], where, instance)
+    views = rows.pick(config["views"], ["image", "text"], instance)
+
+    def evaluate(embed, state):
+        chosen = rows.sample(source, where, config.get("n"), instance)
+        out, good = rows.encode(embed, state, source, views, ["image", "text"], config.get("batch_size", 256), indices=chosen)
+        return figures(out["image"][good], out["text"][good])
+
+    return evaluate

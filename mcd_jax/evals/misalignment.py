@@ -1,0 +1,116 @@
+"""Does the network know how far an augmentation has taken an image from its caption?
+
+The predicted misalignment of an augmented view v' of image v with caption w is read off the embeddings alone:
+
+  r = log(D(w, v') + eps) - log(D(w, v) + eps),   D(a, b) = |a - b|^2 of unit vectors, 0 = no further from the caption than before
+
+and compared with the severity that the pipeline reports for the view. n images x kinds of augmentation x levels. Figures, over all
+views and again per kind as "<kind>/...":
+
+  spearman            rank correlation of r with severity over all views of all images
+  spearman_per_image  the same within one image, averaged over the images (0 for an image whose r are all equal)
+  ordered             share of pairs of views of one image with different severity that r puts in the right order; ties count half
+  mean, positive      mean r, and the share of views with r > 0
+  mean@<level>        mean r of a kind at one level
+  pixel/...           the first three for the root mean square pixel distance to the untouched view in place of r
+
+Instance: source, where, n (images, evenly spaced), views (pipes of "image", the untouched view, and of "text"), kinds, levels
+(rising), augmented (a pipe with "{kind}" and "{level}" in it, such as "decode|resize(64)|severity('{kind}', {level})"), eps.
+"""
+import numpy as np
+from scipy import stats
+
+from mcd_jax.data import pipeline
+from mcd_jax.evals import rows
+
+KEYS = ("source", "where", "n", "views", "kinds", "levels", "augmented", "eps")
+
+
+def predicted(text, augmented, original, eps=1e-6):
+    """r of the module docstring: unit rows text (n, D), augmented (n, V, D), original (n, D) -> (n, V) float64."""
+    text, augmented, original = (np.asarray(x, np.float64) for x in (text, augmented, original))
+    far = np.sum((text[:, None] - augmented) ** 2, axis=-1)
+    near = np.sum((text - original) ** 2, axis=-1)
+    return np.log(far + eps) - np.log(near + eps)[:, None]
+
+
+def spearman(x, y):
+    """Rank correlation along the last axis, ties by mean rank: (..., n), (..., n) -> (...); 0 where one side is constant."""
+    x, y = (stats.rankdata(v, axis=-1) for v in (x, y))
+    x, y = (v - v.mean(axis=-1, keepdims=True) for v in (x, y))
+    scale = np.sqrt(np.sum(x ** 2, axis=-1) * np.sum(y ** 2, axis=-1))
+    return np.where(scale > 0, np.sum(x * y, axis=-1) / np.where(scale > 0, scale, 1.0), 0.0)
+
+
+def ordered(r, severity):
+    """Share of same-row pairs with different severity in the right order, ties of r count half: (n, V), (n, V) -> ()."""
+    rise, above = np.sign(r[:, :, None] - r[:, None]), severity[:, :, None] > severity[:, None]
+    if not above.any():
+        raise ValueError("no two views of an image differ in severity: give at least two levels")
+    return float(np.mean(0.5 + 0.5 * rise[above]))
+
+
+def ranking(r, severity):
+    """The first three figures for (n, V) predictions and severities."""
+    return {"spearman": float(spearman(r.ravel(), severity.ravel())),
+            "spearman_per_image": float(np.mean(spearman(r, severity))), "ordered": ordered(r, severity)}
+
+
+def figures(r, pixel, severity, kinds, levels):
+    """All figures for r, pixel distance and severity of shape (n, kinds * levels), level running fastest."""
+    out = {}
+    for i, kind in enumerate((None, *kinds)):
+        views = slice(None) if kind is None else slice((i - 1) * len(levels), i * len(levels))
+        own = {**ranking(r[:, views], severity[:, views]), "mean": float(np.mean(r[:, views])),
+               "positive": float(np.mean(r[:, views] > 0))}
+        own.update({f"pixel/{k}": v for k, v in ranking(pixel[:, views], severity[:, views]).items()})
+        if kind is not None:
+            own.update({f"mean@{level:g}": float(m) for level, m in zip(levels, np.mean(r[:, views], axis=0))})
+        out.update({key if kind is None else f"{kind}/{key}": value for key, value in own.items()})
+    return out
+
+
+def views(config, instance):
+    """`pipeline.Views` of one pass: "image", "text" and "v0", "v1", ... in the order of kinds and levels; and their number.
+
+    Raises:
+      ValueError: `augmented` lacks a placeholder, a view is missing, or there are fewer than two levels.
+    """
+    template, pipes, levels = config["augmented"], dict(config["views"]), list(config["levels"])
+    rows.pick(pipes, ["image", "text"], instance)
+    for field in ("{kind}", "{level}"):
+        if field not in template:
+            raise ValueError(f"config.evals.{instance}.augmented={template!r} has no {field}")
+    if len(levels) < 2:
+        raise ValueError(f"config.evals.{instance}.levels={levels} needs at least two levels to compare")
+    made = [template.replace("{kind}", kind).replace("{level}", f"{level:g}") for kind in config["kinds"] for level in levels]
+    compiled = {"image": pipes["image"], "text": pipes["text"], **{f"v{i}": pipe for i, pipe in enumerate(made)}}
+    return pipeline.Views(compiled), len(made)
+
+
+def measure(embed, state, source, compiled, count, batch_size, indices, eps=1e-6):
+    """(r, pixel, severity), each (n, count): one pass over the usable rows of `indices` with the result of `views`."""
+    names, parts = [f"v{i}" for i in range(count)], []
+    for batch in pipeline.sequential(source, compiled, batch_size, seed=0, indices=indices):
+        looks = np.stack([batch["image"], *(batch[name] for name in names)], axis=1)
+        seen = embed(state, {"image": looks.reshape(-1, *looks.shape[2:])})["image"].reshape(*looks.shape[:2], -1)
+        r = predicted(embed(state, {"text": batch["text"]})["text"], seen[:, 1:], seen[:, 0], eps)
+        pixel = [np.sqrt(np.mean((batch[name].astype(np.float32) - batch["image"]) ** 2, axis=(1, 2, 3))) for name in names]
+        severity = [batch[f"{name}/misalignment"] for name in names]
+        parts.append(tuple(part[~batch["bad"]] for part in (r, np.stack(pixel, 1), np.stack(severity, 1))))
+    return tuple(np.concatenate(part) for part in zip(*parts))
+
+
+def make(config, name):
+    """fn(embed, state) -> the figures of the module docstring."""
+    instance = f"misalignment.{name}"
+    where = dict(config.get("where") or {})
+    source = rows.open_source(config["source"], where, instance)
+    compiled, count = views(config, instance)
+
+    def evaluate(embed, state):
+        chosen = rows.sample(source, where, config.get("n", 256), instance)
+        measured = measure(embed, state, source, compiled, count, config.get("batch_size", 64), chosen, config.get("eps", 1e-6))
+        return figures(*measured, list(config["kinds"]), list(config["levels"]))
+
+    return evaluate

@@ -1,0 +1,120 @@
+"""Image-text retrieval, both ways: recall at k, mean reciprocal rank, and what chance would give.
+
+An instance of `config.evals.retrieval` says which rows of a source take part:
+
+  source   source spec. Its rows are the image candidates; the first row of each `match` value gives the text candidate
+  views    pipes of "image" and "text"
+  match    integer column that says which images and texts belong together ("concept_id"); without one, row i matches row i
+  queries  {column: value or list}: only these rows ask, every row stays a candidate. Default: all rows ask
+  without  {"no_flags": "flag"}: the same figures once more under that name, with the rows where the column is true
+           taken out of the queries and of the candidates
+  ks       (1, 5, 10)
+
+A query is answered at k when any candidate that matches it is among the k nearest by cosine. Candidates that tie with
+the best match count as nearer, so a collapsed network scores 0, not 1. Rows that can't be used (a corrupt image) neither ask
+nor answer; "bad" is their number, given when there are any.
+"""
+import math
+from typing import NamedTuple
+
+import numpy as np
+
+from mcd_jax.evals import rows
+
+KEYS = ("source", "views", "match", "queries", "without", "ks")
+
+
+def ranks(queries, candidates, query_ids, candidate_ids, chunk=1024):
+    """Rank of the nearest matching candidate for each query, 1 = first; ties count against it.
+
+    Args:
+      queries: (Q, D) float32 unit embeddings; candidates: (N, D).
+      query_ids: (Q,) ids; candidate_ids: (N,) ids. A candidate matches a query when the ids are equal.
+      chunk: queries per block; memory is chunk * N floats.
+
+    Returns:
+      (Q,) int64 ranks.
+
+    Raises:
+      ValueError: a query has no matching candidate.
+    """
+    query_ids, candidate_ids = np.asarray(query_ids), np.asarray(candidate_ids)
+    lost = ~np.isin(query_ids, candidate_ids)
+    if lost.any():
+        raise ValueError(f"{int(lost.sum())} of {len(query_ids)} queries match no candidate, such as id {query_ids[lost][0]}")
+    found = []
+    for start in range(0, len(queries), chunk):
+        scores = queries[start:start + chunk] @ candidates.T
+        match = query_ids[start:start + chunk, None] == candidate_ids[None, :]
+        best = np.max(np.where(match, scores, -np.inf), axis=1, keepdims=True)
+        nearer = ~(scores < best) & ~match  # not "scores >= best": an embedding with a NaN then ranks last
+        found.append(1 + np.sum(nearer, axis=1))
+    return np.concatenate(found) if found else np.zeros(0, np.int64)
+
+
+def recall(queries, candidates, query_ids, candidate_ids, ks=(1, 5, 10), chunk=1024):
+    """{"R@k": share of queries with a match among the k nearest, "MRR": mean of 1 / rank}; arguments as in `ranks`."""
+    rank = ranks(queries, candidates, query_ids, candidate_ids, chunk)
+    return {**{f"R@{k}": float(np.mean(rank <= k)) for k in ks}, "MRR": float(np.mean(1.0 / rank))}
+
+
+def chance(query_ids, candidate_ids, ks=(1, 5, 10)):
+    """{"chance_R@k": expected R@k of a random order}: 1 - C(N - m, k) / C(N, k) for m matches among N candidates."""
+    ids, counts = np.unique(candidate_ids, return_counts=True)
+    count = dict(zip(ids.tolist(), counts.tolist()))
+    matches = np.array([count[i] for i in np.asarray(query_ids).tolist()])
+    size, values, weights = len(candidate_ids), *np.unique(matches, return_counts=True)
+    miss = {k: [math.comb(size - m, k) / math.comb(size, k) if k <= size else 0.0 for m in values.tolist()] for k in ks}
+    return {f"chance_R@{k}": float(1.0 - np.average(miss[k], weights=weights)) for k in ks}
+
+
+class Side(NamedTuple):
+    """One modality: unit rows (n, D), their ids (n,), which of them act as queries (n,), and other masks (n,) by name."""
+    rows: np.ndarray
+    ids: np.ndarray
+    asks: np.ndarray
+
+    def only(self, keep):
+        return Side(*(field[keep] for field in self))
+
+
+def both_ways(image, text, ks):
+    """Flat figures of both directions between two `Side`s; a query that nothing matches does not ask."""
+    figures = {}
+    for direction, one, other in (("text_to_image", text, image), ("image_to_text", image, text)):
+        one = one.only(one.asks & np.isin(one.ids, other.ids))
+        if not len(one.ids):
+            raise ValueError(f"{direction}: no query has a matching candidate")
+        values = {**recall(one.rows, other.rows, one.ids, other.ids, ks), **chance(one.ids, other.ids, ks),
+                  "queries": float(len(one.ids)), "candidates": float(len(other.ids))}
+        figures.update({f"{direction}/{name}": value for name, value in values.items()})
+    return figures
+
+
+def make(config, name):
+    """fn(embed, state) -> {"text_to_image/R@1": ..., "no_flags/text_to_image/R@1": ...}; `config`: see the module."""
+    instance = f"retrieval.{name}"
+    match, queries = config.get("match"), dict(config.get("queries") or {})
+    without, ks = dict(config.get("without") or {}), tuple(config.get("ks", (1, 5, 10)))
+    needed = {*queries, *without.values(), *([match] if match else [])}
+    source = rows.open_source(config["source"], needed, instance)
+    image_view, text_view = (rows.pick(config["views"], [key], instance) for key in ("image", "text"))
+    size = config.get("batch_size", 256)
+
+    def evaluate(embed, state):
+        table = rows.columns(source, needed)
+        ids = table[match] if match else np.arange(len(source))
+        asks = rows.select({**table, "": ids}, queries, instance)
+        _, first = np.unique(ids, return_index=True)
+        image, image_good = rows.encode(embed, state, source, image_view, ["image"], size)
+        text, text_good = rows.encode(embed, state, source, text_view, ["text"], size, indices=first)
+        image, text = Side(image["image"], ids, asks), Side(text["text"], ids[first], asks[first])
+        figures = both_ways(image.only(image_good), text.only(text_good), ks)
+        for label, column in without.items():
+            keep = ~table[column].astype(bool)
+            fewer = both_ways(image.only(image_good & keep), text.only(text_good & keep[first]), ks)
+            figures.update({f"{label}/{key}": value for key, value in fewer.items()})
+        bad = int(np.sum(~image_good) + np.sum(~text_good))
+        return {**figures, "bad": float(bad)} if bad else figures
+
+    return evaluate

@@ -1,0 +1,210 @@
+"""Runs the evaluations of a config: `python -m mcd_jax.evaluate --workdir=runs/mcd_emoji [--step=N]` on a finished or running job.
+
+`config.evals` has two levels, a module of `evals/` (or a dotted path) and an instance; beside the module's own keys each instance
+has `every` (a duration; without one it runs at the end only), `read` (whose parameters: "params", "memory/<path>", or "init" for
+the untrained network) and `batch_size`. Figures are named <module>/<instance>/<figure>; the latest of each is in `evals.json`.
+"""
+import argparse
+from collections.abc import Callable
+import json
+import math
+import os
+import pathlib
+import sys
+import time
+from typing import NamedTuple
+
+import jax
+
+from mcd_jax import checkpoint, load
+from mcd_jax import config as config_lib
+from mcd_jax import embed as embed_lib
+from mcd_jax import job as job_lib
+from mcd_jax import mesh as mesh_lib
+
+COMMON = ("every", "read", "batch_size")
+COUNTS = ("queries", "candidates", "images", "classes", "bad")
+
+
+class Eval(NamedTuple):
+    module: str
+    instance: str
+    every: int          # steps between runs; 0: at the end only
+    read: str
+    batch_size: int
+    fn: Callable        # fn(embed, state) -> {figure: float}
+
+
+def build(config, objective, durations, abstract=None):
+    """The evaluations of `config.evals`, each ready to run; sources are opened and pipes compiled here.
+
+    Args:
+      config: resolved ConfigDict.
+      objective: an `Objective` with a head "embed".
+      durations: (key name, duration) -> steps.
+      abstract: a State of shapes, so that a wrong `read` is refused here; None: when it first runs.
+
+    Raises:
+      ValueError: an unknown module, instance key, column, pipe or `read`, with its name.
+    """
+    evals = []
+    for module, instances in config.evals.items():
+        plugin = load.load("evals", module)
+        for name, settings in (instances or {}).items():
+            key = f"evals.{module}.{name}"
+            settings = settings.to_dict() if hasattr(settings, "to_dict") else dict(settings)
+            for option in settings if hasattr(plugin, "KEYS") else ():
+                config_lib.refuse_unknown(option, (*COMMON, *plugin.KEYS), f"key of config.{key}")
+            read = settings.get("read") or "params"
+            if abstract is not None:
+                _checked(lambda: embed_lib.parameters(abstract, read), key)
+            every = durations(f"{key}.every", settings.get("every"))
+            size = settings.get("batch_size", 256)
+            evals.append(Eval(module, name, every, read, size, _checked(lambda: plugin.make(settings, name), key)))
+    if evals and "embed" not in objective.heads:
+        raise ValueError("config.evals needs an objective with the head 'embed': "
+                         f"this one has {', '.join(objective.heads) or 'none'}")
+    return evals
+
+
+def _checked(build_one, key):
+    """`build_one()`, with a missing setting reported as the config key it is."""
+    try:
+        return build_one()
+    except KeyError as error:
+        raise ValueError(f"config.{key} needs the key {error.args[0]!r}") from error
+
+
+def run(evals, state, step, job, workdir, stop=lambda: False, say=None):
+    """Runs `evals` on `state` and merges their figures into `evals.json`.
+
+    Args:
+      evals: of `build`.
+      state: on `job.mesh`. step: its number, written beside the figures.
+      job: the run's `Job`; its `init` makes the untrained state that read="init" asks for.
+      stop: asked before each evaluation, by all processes at the same point; once true, the rest is left out.
+      say: called with a line after each evaluation.
+
+    Returns:
+      {"<module>/<instance>/<figure>": float} of what was run.
+    """
+    results, embeds, fresh = {}, {}, None
+    for e in evals:
+        if stop():
+            break
+        start = time.time()
+        if e.read == "init" and fresh is None:
+            fresh = job.init(jax.random.key(job.config.seed))
+        size = batch_rows(e.batch_size, job.mesh)
+        if (e.read, size) not in embeds:
+            embeds[e.read, size] = embed_lib.make_embed(job.objective, e.read, size, placement(job.mesh))
+        figures = e.fn(embeds[e.read, size], fresh if e.read == "init" else state)
+        results.update({f"{e.module}/{e.instance}/{figure}": float(value) for figure, value in figures.items()})
+        if say:
+            say(f"{e.module}/{e.instance} ({e.read}): {time.time() - start:.1f} s")
+    if jax.process_index() == 0 and results:
+        write(workdir, results, step)
+    return results
+
+
+def batch_rows(size, mesh):
+    """`size` rounded up to what the devices of `mesh` can share evenly."""
+    return -(-size // mesh.size) * mesh.size
+
+
+def placement(mesh):
+    """place(batch): host arrays, the same in every process -> arrays sharded over the batch axes of `mesh`."""
+    sharding = mesh_lib.batch_sharding(mesh)
+
+    def place(batch):
+        return {key: jax.make_array_from_callback(value.shape, sharding, lambda index, value=value: value[index])
+                for key, value in batch.items()}
+
+    return place
+
+
+def write(workdir, results, step):
+    """Merges figures and "step" into `<workdir>/evals.json`, atomically; figures that are not finite become null."""
+    path = pathlib.Path(workdir) / "evals.json"
+    merged = {**latest(workdir), **{k: v if math.isfinite(v) else None for k, v in results.items()}}
+    merged = {"step": int(step), **{k: v for k, v in merged.items() if k != "step"}}
+    part = path.with_name(f".evals.{os.getpid()}.json")
+    part.write_text(json.dumps(merged, indent=1) + "\n")
+    part.replace(path)
+
+
+def latest(workdir):
+    """What `evals.json` holds: figure -> float or None, and "step"; empty where there is no file or it can't be read."""
+    path = pathlib.Path(workdir) / "evals.json"
+    try:
+        return json.loads(path.read_text())
+    except (FileNotFoundError, json.JSONDecodeError):
+        return {}
+
+
+def table(results):
+    """Text table of figures: a block for each module, a line for each group; what chance gives and sizes are left to the report."""
+    modules = {}
+    for key, value in results.items():
+        group, _, figure = key.rpartition("/")
+        if key != "step" and not figure.startswith(("chance_", "mean@")) and figure not in COUNTS:
+            module, _, group = group.partition("/")
+            modules.setdefault(module, {}).setdefault(group, {})[figure] = number(figure, value)
+    lines = []
+    for module, groups in modules.items():
+        figures = list(dict.fromkeys(figure for own in groups.values() for figure in own))
+        first = max(map(len, [module, *groups])) + 2
+        widths = [max(len(f), *(len(own.get(f, "")) for own in groups.values())) + 2 for f in figures]
+        lines.append(module.ljust(first) + "".join(f.rjust(w) for f, w in zip(figures, widths)))
+        lines += [("  " + group).ljust(first) + "".join(own.get(f, "").rjust(w) for f, w in zip(figures, widths))
+                  for group, own in groups.items()]
+    return "\n".join(line.rstrip() for line in lines)
+
+
+_SHARES = ("R@", "chance", "top1", "top5", "mean_per_class", "ordered", "positive")
+
+
+def number(figure, value):
+    """A figure for people: shares in percent, counts whole, the rest with three decimals."""
+    if value is None or not math.isfinite(value):
+        return "-"
+    if figure.startswith(_SHARES):
+        return f"{100 * value:.2f}%" if abs(value) < 0.0995 else f"{100 * value:.1f}%"
+    return f"{value:,.0f}" if figure in COUNTS else f"{value:.3f}"
+
+
+def open_run(workdir, step=None):
+    """(Job, state) of a run's newest checkpoint, or of `step`; reads only. Call `job.pipeline.close()` when done.
+
+    Raises:
+      FileNotFoundError: no config.json, or no checkpoint yet.
+      ValueError: `step` has no checkpoint.
+    """
+    config = config_lib.read(pathlib.Path(workdir) / "config.json")
+    saver = checkpoint.Checkpoints(workdir, read_only=True)
+    if step is not None and step not in saver.steps():
+        raise ValueError(f"{workdir} has no checkpoint of step {step}: there are {', '.join(map(str, saver.steps())) or 'none'}")
+    job = job_lib.build(config)
+    with jax.set_mesh(job.mesh):
+        return job, saver.restore(job.abstract, step)
+
+
+def main(args=None):
+    parser = argparse.ArgumentParser(prog="python -m mcd_jax.evaluate", description=__doc__.splitlines()[0])
+    parser.add_argument("--workdir", required=True, help="folder of a run")
+    parser.add_argument("--step", type=int, help="which checkpoint; the newest when left out")
+    args = parser.parse_args(args)
+    try:
+        job, state = open_run(args.workdir, args.step)
+        evals = build(job.config, job.objective, job.durations, job.abstract)
+        print(f"evaluating step {int(state.step):,} of {args.workdir}", flush=True)
+        with jax.set_mesh(job.mesh):
+            results = run(evals, state, int(state.step), job, args.workdir, say=lambda line: print(line, flush=True))
+        job.pipeline.close()
+    except (ValueError, OSError, RuntimeError) as error:
+        sys.exit(f"error: {error}")
+    print(table(results) or "config.evals is empty: nothing to evaluate")
+
+
+if __name__ == "__main__":
+    main()

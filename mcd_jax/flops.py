@@ -1,0 +1,117 @@
+"""Analytic FLOPs of a model config, and the peak of each chip.
+
+Matrix products and convolutions only, 2 per multiply-add, forward, per example; `TRAIN` times that is forward and backward.
+Nothing is traced, so a config of any size can be planned. `tally.count` counts a whole step of any method from its trace instead.
+"""
+from mcd_jax.models.towers import tower
+
+TRAIN = 3  # the backward pass costs two forward passes: one for the inputs' gradient, one for the weights'
+
+# dense bf16 FLOP/s of one JAX device: v2 and v3 have two devices per chip (the vendor's figure is per chip), the others one.
+# Sources: cloud.google.com/tpu/docs/system-architecture and the NVIDIA data sheets (without sparsity)
+PEAK = {
+    "TPU v2": 22.5e12,
+    "TPU v3": 61.5e12,
+    "TPU v4": 275e12,
+    "TPU v5 lite": 197e12,
+    "TPU v5e": 197e12,
+    "TPU v5": 459e12,
+    "TPU v5p": 459e12,
+    "TPU v6 lite": 918e12,
+    "TPU v6e": 918e12,
+    "NVIDIA A100": 312e12,
+    "NVIDIA H100": 989e12,
+    "NVIDIA H200": 989e12,
+}
+
+
+def peak(kind):
+    """FLOP/s of one device of this `device_kind` ("TPU v5 lite", "NVIDIA H100 80GB HBM3", ...); None if unknown, as for a CPU."""
+    names = [name for name in PEAK if kind == name or kind.startswith((f"{name} ", f"{name}-"))]
+    return PEAK[max(names, key=len)] if names else None
+
+
+def forward(model_config, vocab_size, context, eot, image_size, keep=1.0):
+    """FLOPs of one forward pass over one (image, text) pair.
+
+    Args:
+      model_config, vocab_size, context, eot, image_size: as `towers.make`.
+      keep: share of the patches that a ViT keeps; a convolutional tower computes them all.
+
+    Returns:
+      {"image": float, "text": float}, projections included; without the similarity of the batch (2 * B * embed_dim per row).
+
+    Raises:
+      ValueError: a tower that this file has no formula for, or a config that `towers.make` refuses.
+    """
+    result = {}
+    text = {"vocab_size": vocab_size, "context": context, "eot": eot}
+    for kind, given in (("image", {"image_size": image_size}), ("text", text)):
+        name, module, proj = tower(model_config, kind, **given)
+        if name not in FORMULAS:
+            raise ValueError(f"config.model.{kind}.name={name!r} has no FLOP formula; there are {', '.join(FORMULAS)}")
+        body, width = FORMULAS[name](module, keep)
+        result[kind] = float(body + (0 if proj == "none" else 2 * width * model_config["embed_dim"]))
+    return result
+
+
+def _vit(vit, keep):
+    patches = max(1, round(keep * (vit.image_size // vit.patch_size) ** 2))
+    tokens = patches + (vit.pool == "class")
+    total = 2 * patches * 3 * vit.patch_size ** 2 * vit.width + _blocks(vit, tokens)
+    return total + (_pool(vit, tokens) if vit.pool == "map" else 0), vit.width
+
+
+def _text(text, keep):
+    tokens = text.context + (text.pool == "class")
+    return _blocks(text, tokens) + (_pool(text, tokens) if text.pool == "map" else 0), text.width
+
+
+def _blocks(tower, tokens):
+    per_token = 8 * tower.width ** 2 + 4 * tokens * tower.width + 4 * tower.width * tower.mlp_dim  # q k v out, attention, MLP
+    return tower.depth * tokens * per_token
+
+
+def _pool(tower, tokens):
+    """Attention pooling: one query over the tokens, then an MLP on one token."""
+    return 4 * tower.width ** 2 * (tokens + 1) + 4 * tokens * tower.width + 4 * tower.width * tower.mlp_dim
+
+
+def _resnet(net, keep):
+    side, width = net.image_size, net.widths[0]
+    if net.stem == "patch":
+        side //= net.stem_patch
+        total = side ** 2 * _conv(net.stem_patch, 3, width)
+    else:
+        half, side = net.stem_width // 2, -(-side // 2)
+        width = net.stem_width
+        total = _same(side, 3, half, stride=2) + _same(side, half, half) + _same(side, half, width)
+        side //= 2
+    for stage, (wide, depth) in enumerate(zip(net.widths, net.depths, strict=True)):
+        for block in range(depth):
+            down = bool(stage) and not block
+            before, side = side, side // 2 if down else side
+            if net.block == "basic":
+                total += _same(side, width, wide) + _same(side, wide, wide)
+            else:
+                total += before ** 2 * _conv(1, width, wide // 4) + _same(before, wide // 4, wide // 4)
+                total += side ** 2 * _conv(1, wide // 4, wide)
+            total += side ** 2 * _conv(1, width, wide) if width != wide else 0
+            width = wide
+    if net.pool == "attention":
+        cells = side ** 2 + 1
+        total += 2 * width ** 2 * (1 + 2 * cells) + 4 * cells * width
+    return total, width
+
+
+def _conv(side, inputs, outputs):
+    return 2 * side ** 2 * inputs * outputs
+
+
+def _same(side, inputs, outputs, stride=1):
+    """A 3x3 convolution to a side x side grid, its input padded by one pixel of zeros; only products with data count, as in XLA."""
+    taps = 3 * side - 1 if stride == 2 else 3 * side - 2
+    return 2 * taps ** 2 * inputs * outputs
+
+
+FORMULAS = {"vit": _vit, "resnet": _resnet, "text": _text}

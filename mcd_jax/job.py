@@ -1,0 +1,120 @@
+"""A config made into the pieces of a run: data, objective, optimizer, mesh, and the state's shapes and places.
+
+`train`, `evaluate` and the benchmarks build the same `Job`, so what one measures is what another runs.
+"""
+from typing import Any, Callable, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from ml_collections import ConfigDict
+
+from mcd_jax import config as config_lib
+from mcd_jax import duration, load, mesh as mesh_lib, optim, step as step_lib, tally
+from mcd_jax.data import pipeline as pipeline_lib
+
+
+class Job(NamedTuple):
+    config: Any             # resolved: config.model.inputs holds what the data decides
+    mesh: Any               # jax.sharding.Mesh
+    pipeline: Any           # data.pipeline.Pipeline of this process's rows
+    batch: Any              # dict of jax.ShapeDtypeStruct: the global batch, with shardings
+    objective: Any          # objectives.Objective
+    tx: Any                 # the optimizer
+    schedules: Any          # name -> fn(step), for the log
+    total_steps: int
+    abstract: Any           # State of jax.ShapeDtypeStruct, with shardings
+    placement: str          # the table of parameters and where they live
+    init: Callable          # (key, params=None) -> State, on the mesh
+    step: Callable          # jitted (State, batch) -> (State, metrics); the State is donated
+    durations: Callable     # (name, value) -> steps
+    flops: Callable         # () -> matmul and convolution FLOPs of one step over the global batch
+
+
+def build(config, bad_examples=None):
+    """The `Job` of a config. Nothing is compiled yet, and nothing is written.
+
+    Args:
+      config: ConfigDict, unresolved or as `config.json` holds it.
+      bad_examples: path of the log of replaced examples, or None.
+
+    Raises:
+      ValueError: what doesn't fit, with the key's name: an unknown key, a missing view, a batch that doesn't divide, ...
+    """
+    config_lib.check(config)
+    config = ConfigDict(config.to_dict())
+    size = config.batch_size
+
+    # ---- mesh and data ---------------------------------------------------------------------------------------------------------
+    mesh = mesh_lib.make(config.mesh)
+    mesh_lib.check_batch(size, mesh, config.microbatches, config.group_size)
+    pipeline = pipeline_lib.make(config.data, config.seed, size, rows=mesh_lib.local_rows(size, mesh), bad_log=bad_examples)
+    rows = mesh_lib.batch_sharding(mesh)
+    batch = {k: jax.ShapeDtypeStruct((size, *shape[1:]), dtype, sharding=rows) for k, (shape, dtype) in pipeline.shapes.items()}
+    config.model.inputs = inputs(config, pipeline)
+
+    def durations(name, value, total=None):
+        return duration.steps(value, batch_size=size, examples=pipeline.examples, total_steps=total, name=f"config.{name}")
+
+    total = durations("steps", config.steps)
+    if total < 1:
+        raise ValueError(f"config.steps={config.steps!r} gives no step at all")
+
+    # ---- objective -------------------------------------------------------------------------------------------------------------
+    objective = load.load("objectives", config.objective.name).make(config)
+    missing = [key for key in objective.needs if key not in batch]
+    if missing:
+        raise ValueError(f"objective {config.objective.name!r} needs the batch key {missing[0]!r}, which config.data.views does not "
+                         f"make: it makes {', '.join(sorted(batch))}")
+    if config.ema:
+        objective = step_lib.with_average(objective, config.ema)
+    weights = term_weights(config, lambda name, value: durations(name, value, total))
+
+    # ---- optimizer, state and where it lives -----------------------------------------------------------------------------------
+    shapes = jax.eval_shape(objective.init, jax.random.key(0), batch)
+    tx, schedules = optim.make(config.optimizer, shapes, total_steps=total, batch_size=size, examples=pipeline.examples)
+
+    def init(key, batch, params=None):
+        return step_lib.init_state(objective, tx, key, batch, params)
+
+    state = jax.eval_shape(init, jax.random.key(0), batch)
+    shardings = mesh_lib.shardings(state, config.sharding, mesh)
+    abstract = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), state, shardings)
+    step = jax.jit(step_lib.make_step(objective, tx, weights), donate_argnums=0, out_shardings=(shardings, None))
+    start = jax.jit(lambda key, params: init(key, zeros(batch), params), out_shardings=shardings)
+    return Job(config, mesh, pipeline, batch, objective, tx, schedules, total, abstract,
+               mesh_lib.table(abstract.params, config.sharding, mesh),
+               lambda key, params=None: start(key, params), step, lambda name, value: durations(name, value, total),
+               lambda: tally.count(step_lib.make_step(objective, tx, weights), state, batch))
+
+
+def zeros(batch):
+    """A batch of zeros of the given shapes, for initialisation; traced, never stored."""
+    return {k: jnp.zeros(v.shape, v.dtype) for k, v in batch.items()}
+
+
+def inputs(config, pipeline):
+    """What the model must know of its data: vocabulary, context, end-of-text id and image size.
+
+    Raises:
+      ValueError: a square image view or a tokenized view is needed and there is none.
+    """
+    sizes = {k: shape[1:] for k, (shape, dtype) in pipeline.shapes.items() if len(shape) == 4}
+    name = config.objective.get("image", "image")
+    if name not in sizes:
+        raise ValueError(f"config.data.views has no image view {name!r}: it makes {', '.join(sorted(pipeline.shapes))}")
+    height, width, _ = sizes[name]
+    if height != width:
+        raise ValueError(f"config.data.views.{name} makes {height} x {width} images: the towers take square ones")
+    return dict(vocab_size=pipeline.vocab_size, context=pipeline.context, eot=pipeline.eot, image_size=height)
+
+
+def term_weights(config, durations):
+    """term -> weight: a number, or a function of the step where `config.objective.warmup` ramps it linearly from zero."""
+    def ramp(weight, steps):
+        return lambda step: weight * jnp.minimum(1.0, step.astype(jnp.float32) / steps)
+
+    result = {}
+    for term, weight in config.objective.weights.items():
+        warmup = durations(f"objective.warmup.{term}", config.objective.get("warmup", {}).get(term, 0))
+        result[term] = ramp(weight, warmup) if warmup and weight else weight
+    return result

@@ -1,0 +1,31 @@
+"""Self-supervision between two augmented views of the same images."""
+import jax.numpy as jnp
+
+from mcd_jax.losses import contrastive
+
+
+def unit(x, eps=1e-6):
+    """Rows of x (..., D) divided by their length, float32; zeros stay zeros, with a finite gradient."""
+    x = x.astype(jnp.float32)
+    return x / jnp.sqrt(jnp.maximum(jnp.sum(x * x, axis=-1, keepdims=True), eps * eps))
+
+
+def nt_xent(a, b, temperature=0.1):
+    """SimCLR's NT-Xent as SLIP uses it, mean over the 2B rows, () float32, nats.
+
+    Row i of `a` has row i of `b` as its positive; its negatives are all other rows of both, itself left out.
+
+    Args:
+      a, b: (B, P) projections of two views, of any length (normalised here).
+      temperature: the logits are cosines divided by it.
+
+    Source: Chen et al. 2020 (SimCLR), equation 1; Mu et al. 2021 (SLIP), section 3.
+    """
+    a, b = unit(a), unit(b)
+    scale = 1.0 / temperature
+    positive = scale * jnp.sum(a * b, axis=-1)
+
+    def rows(x, other):
+        return jnp.logaddexp(contrastive.row_lse(x, other, scale),
+                             contrastive.row_lse(x, x, scale, exclude_diagonal=True))
+    return 0.5 * (jnp.mean(rows(a, b) - positive) + jnp.mean(rows(b, a) - positive))

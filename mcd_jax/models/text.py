@@ -1,0 +1,116 @@
+"""Text transformer: causal with end-of-text pooling (CLIP, arXiv 2103.00020), or bidirectional (SigLIP, arXiv 2303.15343)."""
+from typing import Any
+
+import flax.linen as nn
+import jax.numpy as jnp
+
+from mcd_jax.models import transformer
+from mcd_jax.models.heads import AttentionPool, masked_mean
+from mcd_jax.models.variants import text_variant
+
+PAD = 0
+
+
+def make(options, *, vocab_size, context, eot, dtype):
+    """A text tower from `config.model.text` (less its name): a variant such as "clip-B" or "S", and any field of Text to override.
+
+    Raises:
+      ValueError: an option that isn't one, or a size that doesn't fit; the sentence names it.
+    """
+    options = {**text_variant(options.get("variant")), **{k: v for k, v in options.items() if k != "variant"}}
+    options.setdefault("mlp_dim", 4 * options.get("width", Text.width))
+    text = transformer.build("model.text", Text, options, vocab_size=vocab_size, context=context, eot=eot, dtype=dtype)
+    transformer.check("model.text", text)
+    transformer.choose("model.text", "pool", text.pool, ("eot", "last", "first", "class", "mean", "map"))
+    if text.causal and text.pool in ("first", "class"):
+        raise ValueError(f"config.model.text: pool={text.pool!r} would read a position that sees no other token in a causal tower; "
+                         "use pool='eot' or 'last', or causal=False")
+    if not 0 <= eot < vocab_size:
+        raise ValueError(f"config.model.text: the end-of-text id {eot} is outside the vocabulary of {vocab_size} tokens")
+    return text
+
+
+class Text(nn.Module):
+    """tokens int32 (B, L) -> dict of "embedded" (B, L, W), "block_i", "tokens" (B, L, W) after the last norm, "pooled" (B, W).
+
+    Pooling: "eot" the first end-of-text position (the last position where there is none); "last" the last token that isn't padding
+    (without pad_mask: the last position, as SigLIP); "first" the first token; "class" a learned token put before the others (it
+    isn't among "tokens"); "mean" over tokens that aren't padding (without pad_mask: all); "map" attention pooling over the same.
+    """
+    vocab_size: int
+    context: int
+    eot: int
+    width: int = 192
+    depth: int = 4
+    mlp_dim: int = 768
+    num_heads: int = 3
+    causal: bool = True
+    pool: str = "eot"            # eot | last | first | class | mean | map
+    pad_mask: bool = True        # attention doesn't look at padding (id 0). SigLIP: False
+    act: str = "gelu"
+    eps: float = 1e-5
+    drop_path: float = 0.0
+    scan: bool = False
+    remat: str = "none"
+    dtype: Any = jnp.float32
+
+    @property
+    def path_depth(self):
+        return self.depth if self.drop_path else 0
+
+    @nn.compact
+    def __call__(self, tokens, path_noise=None):
+        length = tokens.shape[1]
+        if length > self.context:
+            raise ValueError(f"text has {length} tokens and the tower was built for {self.context}: tokenize({self.context}) fits")
+        table = self.param("token", nn.initializers.normal(0.02), (self.vocab_size, self.width))
+        position = self.param("position", nn.initializers.normal(0.01), (self.context, self.width))
+        x = table[tokens].astype(self.dtype) + position[:length].astype(self.dtype)[None]
+        out = {"embedded": x}
+        seen = tokens != PAD if self.pad_mask else jnp.ones_like(tokens, bool)
+        prefix = int(self.pool == "class")
+        if prefix:
+            token = self.param("class_token", nn.initializers.normal(0.02), (self.width,)).astype(self.dtype)
+            x = jnp.concatenate([jnp.broadcast_to(token[None, None], (x.shape[0], 1, self.width)), x], axis=1)
+        x, blocks = transformer.run_blocks(
+            x, depth=self.depth, num_heads=self.num_heads, mlp_dim=self.mlp_dim, act=self.act, eps=self.eps, dtype=self.dtype,
+            scan=self.scan, remat=self.remat, mask=self._mask(seen, prefix),
+            gain=transformer.path_gain(path_noise, self.drop_path, self.depth))
+        x = nn.LayerNorm(epsilon=self.eps, dtype=self.dtype, name="ln_final")(x)
+        out.update(blocks, tokens=x[:, prefix:])
+        if self.pool == "map":
+            pool = AttentionPool(self.num_heads, self.mlp_dim, self.act, self.eps, self.dtype, name="pool")
+            out["pooled"] = pool(x, _or_self(seen)[:, None, None])
+        elif self.pool == "mean":
+            out["pooled"] = masked_mean(x, seen)
+        elif self.pool in ("first", "class"):
+            out["pooled"] = x[:, 0]
+        else:
+            at = last_token(seen) if self.pool == "last" else first_match(tokens, self.eot)
+            out["pooled"] = jnp.take_along_axis(x, at[:, None, None], axis=1)[:, 0]
+        return out
+
+    def _mask(self, seen, prefix):
+        """bool (B or 1, 1, N or 1, N), True where a query (third axis) sees a key (last axis); None if all see all."""
+        length = seen.shape[1]
+        if self.causal:  # padding stands at the end, where no real token looks
+            return jnp.tril(jnp.ones((length, length), bool))[None, None]
+        if not self.pad_mask:
+            return None
+        return jnp.pad(_or_self(seen) if not prefix else seen, ((0, 0), (prefix, 0)), constant_values=True)[:, None, None]
+
+
+def first_match(tokens, value):
+    """int32 (B,): the first position of `value` in each row of tokens (B, L), the last position where there is none."""
+    match = tokens == value
+    return jnp.where(match.any(1), jnp.argmax(match, 1), tokens.shape[1] - 1)
+
+
+def last_token(seen):
+    """int32 (B,): the last position where `seen` (B, L) is True, 0 where there is none."""
+    return jnp.maximum(jnp.where(seen, jnp.arange(seen.shape[1])[None], 0).max(1), 0)
+
+
+def _or_self(seen):
+    """`seen` with the first position added in rows that see nothing at all (an empty caption), so that softmax stays finite."""
+    return seen.at[:, 0].set(seen[:, 0] | ~seen.any(1))

@@ -1,0 +1,174 @@
+"""The image and the text tower as pure functions of one parameter tree."""
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from mcd_jax.load import load
+from mcd_jax.models import transformer
+
+LOG_INVERSE_TEMPERATURE = 2.6592600  # ln(1 / 0.07), CLIP's start
+
+
+class Towers(NamedTuple):
+    """What `make` returns. B examples, D = config.model.embed_dim, W a tower's width; embeddings are float32 in any compute dtype.
+
+    init: (key) -> {"image": {...}, "text": {...}, "logit_scale": () [, "logit_bias": ()]}, float32.
+    image: (params, pixels uint8 (B, H, W, 3), keep_ids=None | int32 (B, K), path_noise=None | float32 (B, depth)) -> dict of
+        "z" (B, D) unit, "raw" (B, D) before normalisation, "pooled" (B, W), "tokens" (B, N, W), and more by the tower.
+    text: (params, tokens int32 (B, L), path_noise=None) -> the same for text.
+    scale: (params) -> float32 (), exp(logit_scale).
+    bias: (params) -> float32 (), 0 without a logit_bias.
+    num_patches: (shape of pixels) -> patches that keep_ids count.
+    path_depth: {"image": int, "text": int}: columns of path_noise, 0 where the tower has no drop path.
+    """
+    init: Callable
+    image: Callable
+    text: Callable
+    scale: Callable
+    bias: Callable
+    num_patches: Callable
+    path_depth: dict
+
+
+def make(model_config, vocab_size, context, eot, image_size):
+    """Both towers from `config.model`.
+
+    Args:
+      model_config: mapping with "image" and "text" (each a "name" of a module in models/, or a dotted path, that module's options
+        and proj="linear" | "biased" | "none"), "embed_dim", and optionally "logit_scale", "logit_bias", "dtype" ("float32" |
+        "bfloat16"), and "mean", "std" of pixels in [0, 1], one number or one per channel.
+      vocab_size, context, eot: of the tokenizer: ids, longest text in tokens, end-of-text id.
+      image_size: pixels of the side of an image.
+
+    Raises:
+      ValueError: an unknown name or option, or sizes that don't fit; the sentence names the key and what would be right.
+    """
+    config = _checked(model_config)
+    dtype = jnp.dtype(config["dtype"])
+    _, image_tower, image_proj = tower(config, "image", image_size=image_size)
+    _, text_tower, text_proj = tower(config, "text", vocab_size=vocab_size, context=context, eot=eot)
+    dim = config["embed_dim"]
+    mean, std = (jnp.broadcast_to(jnp.asarray(config[k], jnp.float32), (3,)) for k in ("mean", "std"))
+
+    def init(key):
+        image_key, text_key = jax.random.split(key)
+        params = {
+            "image": _init(image_tower, image_proj, dim, "image", image_key, jnp.zeros((1, image_size, image_size, 3), dtype)),
+            "text": _init(text_tower, text_proj, dim, "text", text_key, jnp.full((1, context), eot, jnp.int32)),
+            "logit_scale": jnp.asarray(config["logit_scale"], jnp.float32),
+        }
+        if config["logit_bias"] is not None:
+            params["logit_bias"] = jnp.asarray(config["logit_bias"], jnp.float32)
+        return params
+
+    def image(params, pixels, keep_ids=None, path_noise=None):
+        x = (pixels.astype(jnp.float32) / 255 - mean[None, None, None]) / std[None, None, None]
+        out = image_tower.apply({"params": _body(params["image"])}, x.astype(dtype), keep_ids, path_noise)
+        return _embed(params["image"], out)
+
+    def text(params, tokens, path_noise=None):
+        return _embed(params["text"], text_tower.apply({"params": _body(params["text"])}, tokens, path_noise))
+
+    return Towers(
+        init=init, image=image, text=text,
+        scale=lambda params: jnp.exp(params["logit_scale"]),
+        bias=lambda params: params.get("logit_bias", jnp.zeros((), jnp.float32)),
+        num_patches=image_tower.num_patches,
+        path_depth={"image": image_tower.path_depth, "text": text_tower.path_depth})
+
+
+def tower(model_config, kind, **given):
+    """(name, linen module, kind of projection) of the tower at config.model.<kind>; `given` is what the data decides.
+
+    Raises:
+      ValueError: an unknown name or option, or sizes that don't fit.
+    """
+    config = _checked(model_config)
+    options = dict(config[kind])
+    if "name" not in options:
+        raise ValueError(f"config.model.{kind}.name is missing: which module of models/ makes the {kind} tower?")
+    name, proj = options.pop("name"), options.pop("proj", "linear")
+    module = load("models", name)
+    if not hasattr(module, "make") or name in {"image": ("text",), "text": ("resnet", "vit")}[kind]:
+        raise ValueError(f"config.model.{kind}.name={name!r} is no {kind} tower; images have resnet and vit, texts have text")
+    transformer.choose(f"model.{kind}", "proj", proj, ("linear", "biased", "none"))
+    return name, module.make(options, dtype=jnp.dtype(config["dtype"]), **given), proj
+
+
+def draw_keep_ids(key, batch, n_patches, keep):
+    """int32 (batch, K) patch positions, K = round(keep * n_patches) but at least 1: uniform without replacement, rows ascending.
+
+    One draw for the whole batch: the result depends on the key only, not on where the rows are placed.
+    """
+    if not 0 < keep <= 1:
+        raise ValueError(f"the share of patches to keep is {keep}; it must be in (0, 1]")
+    count = max(1, round(keep * n_patches))
+    order = jnp.argsort(jax.random.uniform(key, (batch, n_patches)), axis=1)
+    return jnp.sort(order[:, :count], axis=1).astype(jnp.int32)
+
+
+def unit(x):
+    """Rows of x (B, D) scaled to length 1, in float32; a zero row stays zero and its gradient is finite."""
+    x = x.astype(jnp.float32)
+    square = jnp.sum(x * x, axis=-1, keepdims=True)
+    return x * jnp.where(square > 0, jax.lax.rsqrt(jnp.where(square > 0, square, 1.0)), 0.0)
+
+
+def plain(config):
+    """A ConfigDict or mapping as nested dicts, lists as tuples (so that modules can be compared and hashed)."""
+    if isinstance(config, (list, tuple)):
+        return tuple(plain(v) for v in config)
+    if hasattr(config, "items"):
+        return {k: plain(v) for k, v in config.items()}
+    return config
+
+
+def refuse_unknown(where, options, known):
+    """Raises a ValueError naming the first key of `options` that isn't in `known`."""
+    for key in options:
+        if key not in known:
+            raise ValueError(f"config.{where} has no key {key!r}; there are {', '.join(sorted(known))}")
+
+
+def _checked(model_config):
+    """The config as plain dicts with defaults filled in; unknown and missing keys are refused."""
+    config = {"logit_scale": LOG_INVERSE_TEMPERATURE, "logit_bias": None, "dtype": "float32", "mean": 0.5, "std": 0.5,
+              **plain(model_config)}
+    refuse_unknown("model", config, ("image", "text", "embed_dim", "logit_scale", "logit_bias", "dtype", "mean", "std"))
+    for key in ("image", "text", "embed_dim"):
+        if key not in config:
+            raise ValueError(f"config.model.{key} is missing")
+    transformer.choose("model", "dtype", config["dtype"], ("float32", "bfloat16"))
+    return config
+
+
+def _init(tower, proj, dim, kind, key, dummy):
+    body_key, proj_key = jax.random.split(key)
+    out, variables = tower.init_with_output(body_key, dummy)
+    params = dict(variables["params"])
+    width = out["pooled"].shape[-1]
+    if proj == "none":
+        if width != dim:
+            raise ValueError(f"config.model.{kind}.proj='none' needs the tower's width {width} to equal embed_dim={dim}")
+        return params
+    params["proj"] = {"kernel": jax.random.normal(proj_key, (width, dim)) * width ** -0.5}
+    if proj == "biased":
+        params["proj"]["bias"] = jnp.zeros((dim,))
+    return params
+
+
+def _body(params):
+    return {k: v for k, v in params.items() if k != "proj"}
+
+
+def _embed(params, out):
+    pooled = out["pooled"]
+    raw = pooled.astype(jnp.float32)
+    if "proj" in params:
+        kernel = params["proj"]["kernel"].astype(pooled.dtype)
+        raw = jnp.matmul(pooled, kernel, preferred_element_type=jnp.float32)
+        if "bias" in params["proj"]:
+            raw = raw + params["proj"]["bias"][None]
+    return {**out, "raw": raw, "z": unit(raw)}

@@ -1,0 +1,27 @@
+"""SigLIP: every image-caption pair of the batch is a binary question (Zhai et al. 2023, algorithm 1)."""
+from mcd_jax.losses import contrastive
+from mcd_jax.objectives import clip
+
+Options = clip.Options
+
+WEIGHTS = {"siglip": 1.0}
+
+
+def make(config):
+    """The `Objective`; terms: siglip. The model needs a logit bias (`config.model.logit_bias`, -10 in the paper).
+
+    Raises:
+      ValueError: the model has no logit bias.
+    """
+    if config.model.get("logit_bias") is None:
+        raise ValueError("the sigmoid loss needs a learned bias: set config.model.logit_bias=-10.0 (and logit_scale=log(10))")
+    base = clip.make(config)
+
+    def forward(params, memory, batch, key, step):
+        return {**base.forward(params, memory, batch, key, step), "bias": params["logit_bias"]}
+
+    return base._replace(
+        forward=forward,
+        terms={"siglip": lambda out: contrastive.sigmoid(out["image"], out["text"], out["scale"], out["bias"])},
+        metrics={**base.metrics, "logit_bias": lambda out: out["bias"]},
+    )

@@ -1,0 +1,71 @@
+"""SLIP: CLIP plus SimCLR between two strongly augmented views (Mu et al. 2022, section 3; losses.py of the released code)."""
+from typing import NamedTuple
+
+import jax
+
+from mcd_jax import config as config_lib
+from mcd_jax.losses import contrastive, ssl
+from mcd_jax.microbatch import microbatched
+from mcd_jax.models import projector
+from mcd_jax.objectives import Objective, nothing, pair, unchanged
+
+
+class Options(NamedTuple):
+    image: str = "image"
+    text: str = "text"
+    view1: str = "view1"
+    view2: str = "view2"
+    hidden: int = 4096            # projector width (released code: 4096)
+    out_dim: int = 256            # projector output (released code: 256)
+    ssl_temperature: float = 0.1  # released code: 0.1
+
+
+WEIGHTS = {"clip": 1.0, "ssl": 1.0}   # released code: ssl scale 1
+
+
+def make(config):
+    """The `Objective`; terms: clip on the mild view, ssl between the two strong ones."""
+    opts = config_lib.options(Options, config.objective)
+    towers = pair.towers_of(config)
+    with_ssl = pair.live(config, "ssl")
+    size = config.model.inputs.image_size
+    head = None
+
+    def projector_for(params):
+        nonlocal head
+        width = projector.width_of(towers.image, params, (1, size, size, 3))
+        head = head or projector.make(width, opts.hidden, opts.out_dim)
+        return head
+
+    def init(key, batch):
+        k_towers, k_head = jax.random.split(key)
+        params = towers.init(k_towers)
+        return {**params, "ssl": projector_for(params).init(k_head)} if with_ssl else params
+
+    def encode(params, memory, rows, key):
+        out = {"image": towers.image(params, rows["image"], path_noise=rows.get("image/noise"))["z"],
+               "text": towers.text(params, rows["text"], path_noise=rows.get("text/noise"))["z"]}
+        for view in ("view1", "view2") if with_ssl else ():
+            pooled = towers.image(params, rows[view], path_noise=rows.get(f"{view}/noise"))["pooled"]
+            out[view] = projector_for(params).apply(params["ssl"], pooled)
+        return {"rows": out}
+
+    def forward(params, memory, batch, key, step):
+        rows = {"image": batch[opts.image], "text": batch[opts.text]}
+        if with_ssl:
+            rows |= {"view1": batch[opts.view1], "view2": batch[opts.view2]}
+        rows |= pair.path_noise(towers, key, len(rows["image"]), "image", "view1", "view2")
+        out = microbatched(encode, config.microbatches)(params, memory, rows)["rows"]
+        return {**out, "scale": towers.scale(params)}
+
+    return Objective(
+        needs=(opts.image, opts.text, *((opts.view1, opts.view2) if with_ssl else ())),
+        init=init,
+        start=nothing,
+        forward=forward,
+        terms={"clip": lambda out: contrastive.softmax(out["image"], out["text"], out["scale"]),
+               "ssl": lambda out: ssl.nt_xent(out["view1"], out["view2"], opts.ssl_temperature)},
+        metrics=pair.METRICS,
+        heads={"embed": pair.embed_head(towers, opts.image, opts.text)},
+        remember=unchanged,
+    )

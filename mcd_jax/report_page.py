@@ -1,0 +1,126 @@
+"""The report as one HTML document: a pure function of what `report.read` and `report_gallery.gather` return."""
+import json
+import pathlib
+
+from mcd_jax import report_plots as plots
+from mcd_jax.evaluate import number
+from mcd_jax.report_html import Html, duration, el, figure, flat, grid, join, note, table, tree, words
+from mcd_jax.report_tables import augmentation_gallery, evaluations, text_gallery
+
+_STYLE = pathlib.Path(__file__).with_name("report.css")
+_POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"  # the page can load and run nothing
+_SPEED = ("examples_per_sec", "input_stall", "mfu", "device_memory", "host_memory", "memory_bytes")
+_PARTS = ("start", "train", "stall", "eval", "checkpoint")
+_OPTIMIZER = ("grad_norm", "update_norm", "param_norm", "lr", "weight", "skipped_updates", "skipped_in_row", "bad_examples")
+_CURVES = ("R@1", "R@5", "R@10", "top1", "top5", "spearman_per_image", "ordered", "distance")
+
+
+def page(run, gallery, other=None):
+    """The whole document: `run` and `other` (to compare with, or None) of `report.read`, `gallery` of `report_gallery.gather`."""
+    sections = {"curves": ("Learning curves", curves(run, other)), "speed": ("Speed", speed(run, other)),
+                "evaluations": ("Evaluations", evaluations(run, other)), "queries": ("Text queries", text_gallery(gallery)),
+                "augmentation": ("Growing augmentation", augmentation_gallery(gallery)),
+                "config": ("Config and versions", config(run, other))}
+    nav = el("nav", [el("a", title, href=f"#{key}") for key, (title, _) in sections.items()])
+    against = el("p", "compared with ", el("b", other["name"], cls="two"), cls="against") if other else None
+    head = el("head", el("meta", charset="utf-8"), el("title", run["name"]),
+              el("meta", http_equiv="Content-Security-Policy", content=_POLICY),
+              el("meta", name="viewport", content="width=device-width, initial-scale=1"), el("style", Html(_STYLE.read_text())))
+    header = el("header", el("div", el("h1", run["name"]), nav, cls="bar"), against, summary(run, gallery, other), id="summary")
+    body = el("main", [el("section", el("h2", title), part, id=key) for key, (title, part) in sections.items()])
+    return "<!doctype html>" + el("html", head, el("body", header, body), lang="en") + "\n"
+
+
+def summary(run, gallery, other):
+    """One line on what was trained, and cards with the figures that one looks for first."""
+    settings, last, evals = run["config"], run["last"], run["evals"]
+    method = (settings.get("objective") or {}).get("name", "?")
+    source = ((settings.get("data") or {}).get("source") or {}).get("name", "?")
+    cards = []
+    instances = tree(evals).get("retrieval", {})
+    instance = gallery.get("instance") if gallery.get("instance") in instances else next(iter(instances), "")
+    groups = instances.get(instance, {})
+    for side in ("text_to_image", "image_to_text"):
+        for k in ("R@1", "R@10"):
+            value = groups.get(side, {}).get(k)
+            if value is None:
+                continue
+            notes = [f"chance {number('chance', groups[side].get(f'chance_{k}'))}"]
+            notes += [f"{words(group.rpartition('/')[0])} {number(k, own[k])}" for group, own in groups.items()
+                      if group.endswith(f"/{side}") and k in own]
+            compared = number(k, other["evals"].get(f"retrieval/{instance}/{side}/{k}")) if other else None
+            cards.append(_card(f"{words(side)} {k}", number(k, value), notes, compared))
+    for title, key, form in (("loss", "loss", plots.short), ("examples per second", "examples_per_sec", plots.short),
+                             ("input stall", "input_stall", lambda v: f"{100 * v:.1f}%"), ("training", "seconds/train", duration)):
+        if last.get(key) is not None:
+            compared = other["last"].get(key) if other else None
+            cards.append(_card(title, form(last[key]), [], None if compared is None else form(compared)))
+    step = last.get("step") or evals.get("step") or 0
+    what = (f", seed {settings.get('seed', '?')}: {step:,} steps of {settings.get('batch_size', '?')} "
+            f"(asked for: {settings.get('steps', '?')})")
+    return [el("p", el("b", method), " on ", el("b", source), what, cls="lead"), el("div", cards, cls="cards")]
+
+
+def _card(title, value, notes, compared):
+    return el("div", el("small", title), el("strong", value, el("span", compared, cls="two") if compared else None),
+              [el("em", line) for line in notes], cls="card")
+
+
+def curves(run, other):
+    """Every logged value over the steps, by what it tells."""
+    instances = tuple(f"{module}/{name}/" for module, own in (run["config"].get("evals") or {}).items() for name in own or {})
+    kinds, evaluated = {"Loss": [], "Method": [], "Optimizer and data": []}, {}
+    for key in sorted(run["series"], key=lambda k: (k != "loss", k)):
+        if key.startswith(instances):
+            group, _, name = key.rpartition("/")
+            if name in _CURVES and len(run["series"][key][0]) > 1:
+                evaluated.setdefault(group, {})[name] = run["series"][key]
+        elif key == "loss" or key.startswith("loss/"):
+            kinds["Loss"].append(panel(key, run, other))
+        elif key.split("/")[0] in _OPTIMIZER:
+            kinds["Optimizer and data"].append(panel(key, run, other))
+        elif key not in _SPEED and not key.startswith("seconds/"):
+            kinds["Method"].append(panel(key, run, other))
+    measured = [figure(words(group.replace("/", " · ")), "", plots.curves(
+        [(name, *own[name]) for name in _CURVES if name in own], legend=True)) for group, own in evaluated.items()]
+    parts = [[el("h3", title), grid(panels)] for title, panels in (
+        ("Loss and its terms", kinds["Loss"]), ("Evaluations", measured), ("What the method watches", kinds["Method"])) if panels]
+    if kinds["Optimizer and data"]:
+        parts.append(el("details", el("summary", "Optimizer and data"), grid(kinds["Optimizer and data"])))
+    return parts or note("No step has been logged yet.")
+
+
+def panel(key, run, other=None):
+    """A drawing of one logged value; the compared run is the second line."""
+    series = [("", *who["series"][key]) for who in (run, other) if who and key in who["series"]]
+    value = run["last"].get(key)
+    return figure(key, "-" if value is None else plots.short(value), plots.curves(series))
+
+
+def speed(run, other):
+    """Throughput, stall and where the run's seconds went."""
+    rows = []
+    for who in filter(None, (run, other)):
+        seconds = {part: who["last"].get(f"seconds/{part}") for part in _PARTS}
+        seconds = {part: spent for part, spent in seconds.items() if spent}
+        total = sum(seconds.values())
+        if total:
+            rows += [el("p", el("b", who["name"]), f": where {duration(total)} went", cls="where"),
+                     el("div", [el("i", cls=k, style=f"width:{100 * v / total:.2f}%") for k, v in seconds.items()], cls="time"),
+                     el("div", [el("span", el("i", cls=k), f"{k} {duration(v)} ({100 * v / total:.0f}%)")
+                                for k, v in seconds.items()], cls="names")]
+    panels = [panel(key, run, other) for key in _SPEED if key in run["series"]]
+    return [grid(panels), rows] if panels or rows else note("No speed has been logged yet.")
+
+
+def config(run, other):
+    """What differs from the compared run, versions, and the resolved config."""
+    parts = []
+    if other:
+        mine, theirs = flat(run["config"]), flat(other["config"])
+        rows = [[el("th", k), el("td", mine.get(k, "")), el("td", theirs.get(k, ""), cls="two")]
+                for k in sorted({*mine, *theirs}) if mine.get(k) != theirs.get(k)]
+        parts += [el("h3", "What differs"), table([el("th"), el("th", run["name"]), el("th", other["name"])], rows, cls="text")]
+    versions = [el("span", el("b", name), f" {version}") for name, version in run["versions"].items()]
+    dump = json.dumps(run["config"], indent=2, ensure_ascii=False)
+    return join([parts, el("div", versions, cls="versions"), el("details", el("summary", "config.json"), el("pre", dump))])

@@ -1,0 +1,49 @@
+"""Tiny configs and batches shared by the tests: every method at the size of a toy."""
+import jax
+import jax.numpy as jnp
+from ml_collections import ConfigDict
+import numpy as np
+
+from mcd_jax import config as config_lib, load, optim, step as step_lib
+
+SIZE, CONTEXT, VOCAB, EOT, BATCH = 16, 6, 32, 2, 8
+METHODS = ("clip", "siglip", "slip", "mcd")
+IMAGE = dict(name="resnet", widths=(8, 8), depths=(1, 1), stem_patch=4, mask_patch=4, norm="layer")
+TEXT = dict(name="text", width=8, depth=1, num_heads=2, mlp_dim=16)
+
+
+def config(method, **changes):
+    """A resolved config of `method` whose step compiles in a second."""
+    result = config_lib.default()
+    result.batch_size, result.steps = BATCH, "10 steps"
+    small = {"slip": dict(hidden=16, out_dim=8), "mcd": dict(ssl_hidden=16, ssl_dim=8)}.get(method, {})
+    result.objective = config_lib.objective(method, **{**small, **changes})
+    result.model = dict(image=IMAGE, text=TEXT, embed_dim=8, logit_bias=-10.0 if method == "siglip" else None)
+    result.model.inputs = dict(vocab_size=VOCAB, context=CONTEXT, eot=EOT, image_size=SIZE)
+    result.optimizer.schedule = ((".*", dict(name="constant")),)
+    return ConfigDict(result.to_dict())
+
+
+def batch(seed=0, size=BATCH):
+    """One host batch with every view that a method of the package asks for."""
+    rng = np.random.default_rng(seed)
+    views = {}
+    for i, name in enumerate(("image", "augmented", "augmented2", "view1", "view2")):
+        views[name] = rng.integers(0, 256, (size, SIZE, SIZE, 3), np.uint8)
+        views[f"{name}/misalignment"] = (1 + (i > 0) * rng.random(size)).astype(np.float32)
+    text = rng.integers(3, VOCAB, (size, CONTEXT)).astype(np.int32)
+    text[:, -1] = EOT
+    return {**views, "text": text}
+
+
+def build(method, weights=None, **changes):
+    """(objective, tx, weights, state, batch) of a tiny method."""
+    cfg = config(method, **changes)
+    for name, value in (weights or {}).items():
+        cfg.objective.weights[name] = float(value)
+    objective = load.load("objectives", method).make(cfg)
+    data = jax.tree.map(jnp.asarray, batch())
+    shapes = jax.eval_shape(objective.init, jax.random.key(0), data)
+    tx, _ = optim.make(cfg.optimizer, shapes, total_steps=10, batch_size=BATCH, examples=80)
+    state = step_lib.init_state(objective, tx, jax.random.key(0), data)
+    return objective, tx, cfg.objective.weights.to_dict(), state, data
