@@ -8,9 +8,9 @@ import hashlib
 import io
 import json
 import logging as stdlib_logging
+import math
 import os
 import signal
-import tempfile
 import threading
 import time
 
@@ -93,9 +93,10 @@ class Checkpoints:
             self._checkpointer = ocp.AsyncCheckpointer(
                 ocp.CompositeCheckpointHandler(),
                 async_options=ocp.options.AsyncOptions(create_directories_asynchronously=False))
-        scores = {k: float(v) for k, v in (scores or {}).items() if v is not None}
+        scores = {k: float(v) for k, v in (scores or {}).items() if v is not None and math.isfinite(v)}
         if self._best and scores and self._best.removeprefix("-") not in scores:
-            logging.warning("config.checkpoint.best=%r is none of the scores at step %d: %s", self._best, step, ", ".join(scores))
+            logging.warning("config.checkpoint.best=%r is none of the scores at step %d: %s",
+                            self._best, step, ", ".join(scores))
         manifest = {"leaves": _leaves(state), "fingerprints": fingerprint.fingerprints(state), "scores": scores}
         manifest = json.loads(json.dumps(manifest))  # what a reader will see
         args = ocp.args.Composite(state=ocp.args.PyTreeSave(state),
@@ -144,7 +145,7 @@ class Checkpoints:
             newest = steps[-1]
             try:
                 result = self._read(newest, abstract, part)
-            except MismatchError:
+            except (MismatchError, MemoryError):
                 raise
             except Exception as error:
                 if not (self.directory / str(newest)).exists():
@@ -193,7 +194,6 @@ class Checkpoints:
             except Exception as error:  # a checkpoint whose score can't be read competes with none
                 logging.warning("the scores of the checkpoint of step %d can't be read: %s", step, _reason(error))
                 value = None
-            value = None if value is None or value != value else float(value)
             self._scores[step] = -value if value is not None and self._best.startswith("-") else value
         return self._scores.get(step)
 
@@ -256,7 +256,7 @@ def check_writable(workdir):
     path = epath.Path(workdir)
     try:
         path.mkdir(parents=True, exist_ok=True)
-        probe = path / f".writable-{os.getpid()}-{next(tempfile._get_candidate_names())}"
+        probe = path / f".writable-{os.getpid()}-{time.time_ns()}"
         probe.write_text("")
         probe.unlink()
     except OSError as error:

@@ -48,8 +48,8 @@ def summary(run, gallery, other):
             notes = [f"chance {number('chance', groups[side].get(f'chance_{k}'))}"]
             notes += [f"{words(group.rpartition('/')[0])} {number(k, own[k])}" for group, own in groups.items()
                       if group.endswith(f"/{side}") and k in own]
-            compared = number(k, other["evals"].get(f"retrieval/{instance}/{side}/{k}")) if other else None
-            cards.append(_card(f"{words(side)} {k}", number(k, value), notes, compared))
+            compared = other["evals"].get(f"retrieval/{instance}/{side}/{k}") if other else None
+            cards.append(_card(f"{words(side)} {k}", number(k, value), notes, None if compared is None else number(k, compared)))
     for title, key, form in (("loss", "loss", plots.short), ("examples per second", "examples_per_sec", plots.short),
                              ("input stall", "input_stall", lambda v: f"{100 * v:.1f}%"), ("training", "seconds/train", duration)):
         if last.get(key) is not None:
@@ -118,9 +118,10 @@ def config(run, other):
     parts = []
     if other:
         mine, theirs = flat(run["config"]), flat(other["config"])
-        rows = [[el("th", k), el("td", mine.get(k, "")), el("td", theirs.get(k, ""), cls="two")]
-                for k in sorted({*mine, *theirs}) if mine.get(k) != theirs.get(k)]
-        parts += [el("h3", "What differs"), table([el("th"), el("th", run["name"]), el("th", other["name"])], rows, cls="text")]
+        rows = [[el("th", k), el("td", str(mine.get(k, ""))), el("td", str(theirs.get(k, "")), cls="two")]
+                for k in sorted({*mine, *theirs}) if mine.get(k) != theirs.get(k) and not k.startswith("evals.")]
+        head = [el("th"), el("th", run["name"]), el("th", other["name"])]
+        parts += [el("h3", "What differs, evaluations aside"), table(head, rows, cls="text")]
     versions = [el("span", el("b", name), f" {version}") for name, version in run["versions"].items()]
     dump = json.dumps(run["config"], indent=2, ensure_ascii=False)
     return join([parts, el("div", versions, cls="versions"), el("details", el("summary", "config.json"), el("pre", dump))])

@@ -144,4 +144,4 @@ def _view(kind, view, top):
     width = f"width:{100 * min(1, abs(view['r']) / top):.0f}%"
     return el("figure", el("img", alt=f"{kind} {view['level']:g}", src=view["image"]),
               el("i", style=width, cls=None if view["r"] > 0 else "less"),
-              el("figcaption", el("b", f"{view['r']:+.2f}"), " ", el("small", f"{view['y'] - 1:.2f}")))
+              el("figcaption", el("b", f"{round(view['r'], 2) + 0.0:+.2f}"), " ", el("small", f"{view['y'] - 1:.2f}")))

@@ -276,6 +276,20 @@ def test_retrieval_module_filters_flags_and_queries(spec, views):
         retrieval.make({**settings, "views": {"image": views["image"]}}, "x")
 
 
+def test_a_corrupt_image_neither_asks_nor_answers(spec, views, monkeypatch):
+    read = Colours.__getitem__
+    broken = {"image": b"no image"}
+    monkeypatch.setattr(Colours, "__getitem__", lambda self, i: {**read(self, i), **(broken if i in (0, 6, 7) else {})})
+    found = retrieval.make({"source": spec, "views": views, "match": "concept_id"}, "x")(oracle, None)
+    sizes = {k: v for k, v in found.items() if k.endswith(("queries", "candidates", "bad"))}
+    assert sizes == {"text_to_image/queries": 5, "text_to_image/candidates": 9, "image_to_text/queries": 9,
+                     "image_to_text/candidates": 6, "bad": 3}   # nothing is left of colour 0
+    assert found["text_to_image/R@1"] == found["image_to_text/R@1"] == 1.0
+    settings = {"source": spec, "views": views, "label": "concept_id", "names": spec, "tokenizer": "clip", "context": 12}
+    assert zeroshot.make(settings, "x")(oracle, None)["images"] == 9
+    assert gap.make({"source": spec, "views": views}, "x")(oracle, None)["pair_cosine"] > 0.99
+
+
 def test_zero_shot_module_takes_names_from_rows_or_a_list(spec, views):
     settings = {"source": spec, "views": views, "label": "concept_id", "names": spec, "templates": ("{}",), "tokenizer": "clip",
                 "context": 12, "without": {"no_flags": "flag"}}

@@ -203,15 +203,31 @@ def test_bench_matmul_prints_one_json_line():
 
 
 def test_bench_step_figures_agree_with_each_other(monkeypatch):
+    mesh = jax.sharding.Mesh(np.array(jax.devices()[:1]), ("data",))
+    monkeypatch.setattr(matmul, "measure", lambda: 1e12)
+    monkeypatch.setattr(bench_step.mesh_lib, "to_global", lambda batch, mesh: batch)
+    monkeypatch.setattr(bench_step.job_lib, "build", lambda config: types.SimpleNamespace(
+        mesh=mesh, pipeline=types.SimpleNamespace(batch=lambda step: {"x": jnp.ones((8,))}, close=lambda: None),
+        init=lambda key: jnp.zeros(()), step=jax.jit(lambda s, b: (s + 1, {"loss": s + b["x"][0]}), donate_argnums=0),
+        flops=lambda: 3e6))
+    config = types.SimpleNamespace(objective=types.SimpleNamespace(name="any"), batch_size=8, seed=0)
+    check_figures(bench_step.measure(config, steps=2), "any", loss=3)
+
+
+@pytest.mark.full
+def test_bench_step_on_the_embedded_data(monkeypatch):
     monkeypatch.setattr(matmul, "measure", lambda: 1e12)
     config = emoji.base("1 epochs", {"image": "decode|resize(16)"})
     config.batch_size, config.data.cache = 8, False
-    config.model.image = tiny.IMAGE
-    config.model.text = tiny.TEXT
+    config.model.image, config.model.text = tiny.IMAGE, tiny.TEXT
     config.objective = config_lib.objective("clip")
     got = bench_step.measure(config, steps=2)
-    assert got["objective"] == "clip" and got["peak_flops_per_sec"] == 1e12 and np.isfinite(got["loss"])
+    check_figures(got, "clip", loss=got["loss"])
+
+
+def check_figures(got, objective, loss):
+    assert got["objective"] == objective and got["steps"] == 2 and got["loss"] == loss and np.isfinite(loss)
     assert got["examples_per_sec"] == pytest.approx(8 / got["step_seconds"])
     assert got["flops_per_sec"] == pytest.approx(got["flops_per_step"] / got["step_seconds"]) and got["flops_per_step"] > 1e6
-    assert got["peak_share"] == pytest.approx(got["flops_per_sec"] / 1e12) and got["compile_seconds"] > 0
-    json.dumps(got)
+    assert got["peak_flops_per_sec"] == 1e12 and got["peak_share"] == pytest.approx(got["flops_per_sec"] / 1e12)
+    assert got["compile_seconds"] > 0 and json.loads(json.dumps(got)) == got

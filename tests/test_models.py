@@ -7,7 +7,7 @@ from jax.sharding import AxisType
 import numpy as np
 import pytest
 
-from mcd_jax.models import constrain, towers, transformer, variants
+from mcd_jax.models import constrain, conv, towers, transformer, variants
 
 SIZE, CONTEXT, VOCAB, EOT, DIM = 16, 6, 24, 2, 8
 VIT = {"name": "vit", "width": 16, "depth": 2, "num_heads": 2, "mlp_dim": 32, "patch_size": 4}
@@ -332,6 +332,8 @@ def test_refused_models_and_sizes():
         make(dtype="float16")
     with pytest.raises(ValueError, match="one entry per stage"):
         resnet(depths=(1,))
+    with pytest.raises(ValueError, match="grad_rows=-1"):
+        resnet(grad_rows=-1)
     with pytest.raises(ValueError, match="16x16 px are smaller than the 32 px"):
         resnet(stem_patch=16)
     built = make({"drop_path": 0.1})
@@ -361,8 +363,18 @@ def test_activations_are_split_over_the_batch_axes():
         assert odd.sharding.shard_shape(odd.shape) == (3, 3, 4)
 
 
+def test_sliced_convolution_is_the_convolution():
+    rng = np.random.default_rng(0)
+    x, kernel, grad = (jnp.asarray(rng.normal(size=shape), jnp.float32) for shape in ((5, 6, 4, 3), (3, 3, 3, 2), (5, 6, 4, 2)))
+    plain, pull = jax.vjp(lambda x, kernel: conv.convolve(x, kernel, 1, 1), x, kernel)
+    for rows in (2, 8):  # uneven slices, and one slice
+        got, pull_sliced = jax.vjp(lambda x, kernel, rows=rows: conv.sliced(x, kernel, 1, rows), x, kernel)
+        close(got, plain)
+        close(pull_sliced(grad), pull(grad))
+
+
 @pytest.mark.parametrize("options", [
-    {"norm": "group"},
+    {"norm": "group", "grad_rows": 2},
     {"norm": "frozen", "stem": "clip", "stem_width": 4, "block": "bottleneck", "widths": (8,), "depths": (1,)},
 ])
 def test_resnet_norms_learn(options):

@@ -10,7 +10,7 @@ import numpy as np
 from PIL import Image
 import pytest
 
-from mcd_jax import report, report_gallery, report_page, report_plots
+from mcd_jax import evaluate, report, report_gallery, report_page, report_plots
 
 HOSTILE = "<script>alert(1)</script><img src=https://evil.example/x onerror=alert(2)>\" onclick=\"alert(3)\" '&"
 
@@ -91,6 +91,7 @@ class Document(html.parser.HTMLParser):
 def test_report_has_every_section_and_refers_to_nothing_outside(tmp_path):
     run = report.read(workdir(tmp_path / "run"))
     other = report.read(workdir(tmp_path / "clip & co", steps=60))
+    other["config"]["objective"]["options"] = [1, 2]
     text = report_page.page(run, gallery(), other)
     document = Document(text)
     assert {"summary", "curves", "speed", "evaluations", "queries", "augmentation", "config"} <= document.ids
@@ -99,7 +100,8 @@ def test_report_has_every_section_and_refers_to_nothing_outside(tmp_path):
     assert "script" not in document.tags and "link" not in document.tags and document.events == []
     shown = " ".join(document.text)
     pieces = ("loss/misalignment", "misalignment/teacher", "grad_norm", "examples_per_sec", "13.6%", "0.05%", "1,574 queries",
-              "text → image, no flags", "grinning face", "found at 3", "+0.40", "clip & co", "jax", '"30 epochs"', "pixel distance")
+              "text → image, no flags", "objective.options", "[1, 2]", "grinning face",
+              "found at 3", "+0.40", "clip & co", "jax", '"30 epochs"', "pixel distance")
     for piece in pieces:
         assert piece in shown, piece
     assert document.tags.count("svg") >= 12
@@ -128,8 +130,9 @@ def test_report_of_a_run_that_has_just_begun(tmp_path, monkeypatch):
     text = report.write(tmp_path).read_text()
     assert "No step has been logged yet." in text and "Nothing has been evaluated yet." in text and "no checkpoint" in text
     assert sorted(p.name for p in tmp_path.iterdir()) == ["config.json", "report.html"]
-    with pytest.raises(FileNotFoundError, match="is this the --workdir"):
-        report.write(tmp_path / "nowhere")
+    for command in (report.main, evaluate.main):
+        with pytest.raises(SystemExit, match=r"error: .*nowhere.*config.json.* is this the --workdir"):
+            command(["--workdir", str(tmp_path / "nowhere")])
 
 
 def test_curves_leave_gaps_and_keep_text_as_text():

@@ -1,0 +1,12 @@
+"""SLIP on the embedded data set: the control that spends its second view on self-supervision.
+
+python -m mcd_jax.train --config=configs/slip_emoji.py --workdir=runs/slip_emoji
+"""
+from configs import emoji
+from mcd_jax import config as config_lib
+
+
+def get_config():
+    config = emoji.base(emoji.STEPS, dict(image=emoji.ORIGINAL, view1=emoji.AUGMENTED, view2=emoji.AUGMENTED))
+    config.objective = config_lib.objective("slip", hidden=512, out_dim=128)
+    return config
