@@ -84,7 +84,16 @@ def build(config, bad_examples=None):
     return Job(config, mesh, pipeline, batch, objective, tx, schedules, total, abstract,
                mesh_lib.table(abstract.params, config.sharding, mesh),
                lambda key, params=None: start(key, params), step, lambda name, value: durations(name, value, total),
-               lambda: tally.count(step_lib.make_step(objective, tx, weights), state, batch))
+               lambda: model_flops(config, tx, weights, state, batch))
+
+
+def model_flops(config, tx, weights, state, batch):
+    """FLOPs of one step over the global batch, without what microbatching computes twice."""
+    config = ConfigDict(config.to_dict())
+    config.microbatches = 1
+    objective = load.load("objectives", config.objective.name).make(config)
+    memory = {k: v for k, v in state.memory.items() if k != "ema" or not config.ema}
+    return tally.count(step_lib.make_step(objective, tx, weights), state._replace(memory=memory), batch)
 
 
 def zeros(batch):

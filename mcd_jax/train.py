@@ -106,8 +106,9 @@ def train(config, workdir):
 
         def save():
             log(late.flush())
+            scores = evaluate.latest(workdir)
             with clock.checkpoint():
-                saver.save(done, state, evaluate.latest(workdir) if config.checkpoint.best else None)
+                saver.save(done, state, scores if scores.get("step") == done else None)
 
         while done < job.total_steps and not preemption.reached():
             profile.step(done, state)
@@ -117,6 +118,7 @@ def train(config, workdir):
                 state, report = job.step(state, batch)
                 done += 1
                 log(late.push(done, report))
+            writer.advance(done)
             saver.check()
             if done == job.total_steps:
                 break
@@ -130,10 +132,13 @@ def train(config, workdir):
         # Finish: save, evaluate, checksum
         # ========================================================================================================================
 
-        save()
-        saver.wait()
+        if not config.checkpoint.best:
+            save()
+            saver.wait()
         if done == job.total_steps:
             evaluated(evals)
+        save()    # with its scores where the best checkpoint is kept; a step that is saved already is left alone
+        saver.wait()
         if preemption.reached():
             say(lead, f"preempted: step {done:,} of {job.total_steps:,} is saved in {workdir}; start the same command to go on")
             return PREEMPTED

@@ -38,6 +38,6 @@ def make(config):
         forward=forward,
         terms={"clip": lambda out: contrastive.softmax(out["image"], out["text"], out["scale"])},
         metrics=pair.METRICS,
-        heads={"embed": pair.embed_head(towers, opts.image, opts.text)},
+        heads={"embed": pair.embed_head(towers)},
         remember=unchanged,
     )

@@ -192,7 +192,7 @@ def make(config):
                    lambda view: contrastive.softmax(out[view], out["text"], out["scale"]), views),
                "ssl": lambda out: ssl.nt_xent(out[f"ssl/{views[0]}"], out[f"ssl/{views[1]}"], opts.ssl_temperature)},
         metrics=metrics,
-        heads={"embed": pair.embed_head(towers, opts.image, opts.text)},
+        heads={"embed": pair.embed_head(towers)},
         remember=remember,
     )
 

@@ -34,15 +34,15 @@ def path_noise(towers, key, batch, *names):
             for i, (name, depth) in enumerate(depths.items()) if depth}
 
 
-def embed_head(towers, image="image", text="text"):
+def embed_head(towers):
     """The head "embed": unit `image`, `text` and raw `image_raw`, `text_raw` of the modalities in the batch, each f32 (B, D)."""
     def embed(params, memory, batch):
         out = {}
-        if image in batch:
-            encoded = towers.image(params, batch[image])
+        if "image" in batch:
+            encoded = towers.image(params, batch["image"])
             out |= {"image": encoded["z"], "image_raw": encoded["raw"]}
-        if text in batch:
-            encoded = towers.text(params, batch[text])
+        if "text" in batch:
+            encoded = towers.text(params, batch["text"])
             out |= {"text": encoded["z"], "text_raw": encoded["raw"]}
         return out
     return embed

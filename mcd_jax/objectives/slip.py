@@ -66,6 +66,6 @@ def make(config):
         terms={"clip": lambda out: contrastive.softmax(out["image"], out["text"], out["scale"]),
                "ssl": lambda out: ssl.nt_xent(out["view1"], out["view2"], opts.ssl_temperature)},
         metrics=pair.METRICS,
-        heads={"embed": pair.embed_head(towers, opts.image, opts.text)},
+        heads={"embed": pair.embed_head(towers)},
         remember=unchanged,
     )
