@@ -4,7 +4,6 @@ python -m mcd_jax.train --config=configs/mcd_emoji.py --workdir=runs/mcd_emoji
 """
 
 from configs import emoji
-
 from mcd_jax import config as config_lib
 
 AUGMENTED = f"decode|crop({emoji.SIZE}, 0.08)|jitter(0.4, 0.4, 0.4, 0.1, 0.8)|gray(0.2)|blur(0.5)|flip(0.5)"

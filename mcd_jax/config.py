@@ -100,7 +100,7 @@ def options(cls, mapping):
     for key, value in given.items():
         refuse_unknown(key, defaults, f"option of objective {mapping['name']!r}")
         want = type(defaults[key])
-        if want in (bool, str) and not isinstance(value, want) or want is float and not isinstance(value, (int, float)):
+        if (want in (bool, str) and not isinstance(value, want)) or (want is float and not isinstance(value, (int, float))):
             raise ValueError(f"config.objective.{key}={value!r} must be a {want.__name__}, as its default {defaults[key]!r} is")
     return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in given.items()})
 

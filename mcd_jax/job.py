@@ -2,14 +2,17 @@
 
 `train`, `evaluate` and the benchmarks build the same `Job`, so what one measures is what another runs.
 """
-from typing import Any, Callable, NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
 from mcd_jax import config as config_lib
-from mcd_jax import duration, load, mesh as mesh_lib, optim, step as step_lib, tally
+from mcd_jax import duration, load, optim, tally
+from mcd_jax import mesh as mesh_lib
+from mcd_jax import step as step_lib
 from mcd_jax.data import pipeline as pipeline_lib
 
 
@@ -63,8 +66,8 @@ def build(config, bad_examples=None):
     objective = load.load("objectives", config.objective.name).make(config)
     missing = [key for key in objective.needs if key not in batch]
     if missing:
-        raise ValueError(f"objective {config.objective.name!r} needs the batch key {missing[0]!r}, which config.data.views does not "
-                         f"make: it makes {', '.join(sorted(batch))}")
+        raise ValueError(f"objective {config.objective.name!r} needs the batch key {missing[0]!r}, which config.data.views "
+                         f"does not make: it makes {', '.join(sorted(batch))}")
     if config.ema:
         objective = step_lib.with_average(objective, config.ema)
     weights = term_weights(config, lambda name, value: durations(name, value, total))

@@ -45,8 +45,9 @@ def _equation(eqn, keep):
         return max(_jaxpr(_open(j), [True] * len(_open(j).outvars)) for j in inner)
     if name == "shard_map":
         times = params["mesh"].size
-    same = name in ("jit", "pjit", "remat2", "checkpoint", "closed_call", "shard_map")
-    return times * sum(_jaxpr(j, keep if same and len(j.outvars) == len(keep) else [True] * len(j.outvars)) for j in map(_open, inner))
+    same = name in ("jit", "pjit", "remat2", "checkpoint", "closed_call", "shard_map")   # its outputs are the body's
+    return times * sum(_jaxpr(j, keep if same and len(j.outvars) == len(keep) else [True] * len(j.outvars))
+                       for j in map(_open, inner))
 
 
 def _convolution(eqn):

@@ -1,7 +1,7 @@
 """Trains any config: `python -m mcd_jax.train --config=configs/mcd_emoji.py --workdir=runs/mcd_emoji [--config.key=value ...]`.
 
-The same command again continues where the run stopped. Exit status: 0 the job finished, 75 it was preempted with its step saved (start
-it again), anything else is a failure with a sentence on stderr.
+The same command again continues where the run stopped. Exit status: 0 the job finished, 75 it was preempted with its step saved
+(start it again), anything else is a failure with a sentence on stderr.
 """
 import contextlib
 import logging
@@ -13,7 +13,10 @@ from absl import app, flags
 import jax
 from ml_collections import config_flags
 
-from mcd_jax import checkpoint, config as config_lib, evaluate, job as job_lib, mesh as mesh_lib, metrics
+from mcd_jax import checkpoint, evaluate, metrics
+from mcd_jax import config as config_lib
+from mcd_jax import job as job_lib
+from mcd_jax import mesh as mesh_lib
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "a file of configs/, with overrides as --config.key=value")
 _WORKDIR = flags.DEFINE_string("workdir", None, "folder for everything the run writes; one with a checkpoint is continued")
@@ -90,9 +93,9 @@ def train(config, workdir):
             """Writes the metrics of updates that are done, and stops a run that no longer moves."""
             for step, values in reports:
                 if values["skipped_in_row"] >= config.optimizer.max_skipped:
-                    raise Stop(f"step {step}: the last {values['skipped_in_row']} updates were not finite and were skipped; the newest "
-                               f"checkpoint is of step {saver.latest()}. Lower config.optimizer.lr, or look at the batches of these "
-                               "steps: the same seed gives them again")
+                    raise Stop(f"step {step}: the last {values['skipped_in_row']} updates were not finite and were skipped; the "
+                               f"newest checkpoint is of step {saver.latest()}. Lower config.optimizer.lr, or look at the "
+                               "batches of these steps: the same seed gives them again")
                 if step % config.log_every == 0 or step == job.total_steps:
                     writer.write(step, {**values, **clock.read(), **{name: f(step - 1) for name, f in job.schedules.items()},
                                         "bad_examples": sum(job.pipeline.stats.values()), "memory_bytes": metrics.device_memory()})

@@ -5,7 +5,8 @@ import numpy as np
 import pytest
 import tiny
 
-from mcd_jax import config as config_lib, step as step_lib
+from mcd_jax import config as config_lib
+from mcd_jax import step as step_lib
 from mcd_jax.losses import log_ratio
 
 

@@ -25,7 +25,7 @@ def environment(devices=1):
 
 def train(workdir, *overrides, devices=1, config=CONFIG):
     return subprocess.run(command(workdir, *overrides, config=config), env=environment(devices), cwd=ROOT, text=True,
-                          stdout=subprocess.PIPE, stderr=subprocess.PIPE, timeout=300)
+                          capture_output=True, timeout=300)
 
 
 def checksum(done):
@@ -76,7 +76,8 @@ def test_killed_at_random_steps_and_resumed_equals_the_straight_run_bit_for_bit(
     workdir, want, _ = straight
     rng = random.Random(0)
     for _ in range(2):
-        process = subprocess.Popen(command(tmp_path), env=environment(), cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        process = subprocess.Popen(command(tmp_path), env=environment(), cwd=ROOT, stdout=subprocess.DEVNULL,
+                                   stderr=subprocess.DEVNULL)
         before, stop = newest(tmp_path), time.time() + 120
         while newest(tmp_path) <= before and time.time() < stop and process.poll() is None:
             time.sleep(0.01)
@@ -121,7 +122,7 @@ def test_finished_runs_evaluate_and_report_again(straight):
     workdir, _, _ = straight
     for module in ("evaluate", "report"):
         done = subprocess.run([sys.executable, "-m", f"mcd_jax.{module}", f"--workdir={workdir}"], env=environment(), cwd=ROOT,
-                              text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE, timeout=300)
+                              text=True, capture_output=True, timeout=300)
         assert done.returncode == 0, done.stderr[-2000:]
     page = (workdir / "report.html").read_text()
     assert "loss/misalignment" in page and "http://" not in page.replace("http://www.w3.org", "")

@@ -4,7 +4,9 @@ import jax.numpy as jnp
 from ml_collections import ConfigDict
 import numpy as np
 
-from mcd_jax import config as config_lib, load, optim, step as step_lib
+from mcd_jax import config as config_lib
+from mcd_jax import load, optim
+from mcd_jax import step as step_lib
 
 SIZE, CONTEXT, VOCAB, EOT, BATCH = 16, 6, 32, 2, 8
 METHODS = ("clip", "siglip", "slip", "mcd")

@@ -1,5 +1,6 @@
 """The projection head of image-image self-supervision."""
-from typing import Callable, NamedTuple
+from collections.abc import Callable
+from typing import NamedTuple
 
 import flax.linen as nn
 import jax

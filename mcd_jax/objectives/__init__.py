@@ -1,5 +1,6 @@
 """One short file per method. `make(config)` gives an `Objective`; everything else does not know which method it is running."""
-from typing import Callable, Mapping, NamedTuple
+from collections.abc import Callable, Mapping
+from typing import NamedTuple
 
 
 class Objective(NamedTuple):

@@ -1,20 +1,23 @@
 """MCD-style pretraining: predict by how much an augmentation misaligned an image with its caption.
 
-After "Misalign, Contrast then Distill" (Kim, Jo, Kim, Kim; ICCV 2023, arXiv 2312.12661). THE PAPER'S EQUATIONS, HYPER-PARAMETERS AND
-ABLATIONS WERE NOT AVAILABLE TO US, and no code was released: this is a reconstruction, not a verified reproduction. It rests on
-  * the abstract: an augmented image is misaligned with its caption by a varying amount; predict that continuous scale by metric learning;
-  * claim 1 of US 2026/0004146 A1, very probably the paper's patent: a student distils the teacher's ratio between the similarity of
-    original images to texts and that of augmented images to texts;
+After "Misalign, Contrast then Distill" (Kim, Jo, Kim, Kim; ICCV 2023, arXiv 2312.12661). THE PAPER'S EQUATIONS,
+HYPER-PARAMETERS AND ABLATIONS WERE NOT AVAILABLE TO US, and no code was released: this is a reconstruction, not a verified
+reproduction. It rests on
+  * the abstract: an augmented image is misaligned with its caption by a varying amount; predict that continuous scale by
+    metric learning;
+  * claim 1 of US 2026/0004146 A1, very probably the paper's patent: a student distils the teacher's ratio between the
+    similarity of original images to texts and that of augmented images to texts;
   * the log-ratio loss (Kim et al., CVPR 2019), the standard loss that matches ratios of distances;
-  * the recipes of SLIP, which the paper builds on, and the authors' ECLIPSE (an averaged teacher, a student that sees part of the image).
+  * the recipes of SLIP, which the paper builds on, and the authors' ECLIPSE (an averaged teacher, a student that sees part of
+    the image).
 
-With unit embeddings u (original view), a (augmented view), w (caption) of the student, the same with a bar of the averaged teacher, and
-D(x, y) = 2 - 2 cos(x, y):
+With unit embeddings u (original view), a (augmented view), w (caption) of the student, the same with a bar of the averaged
+teacher, and D(x, y) = 2 - 2 cos(x, y):
 
     r = log(D(w, a) + eps) - log(D(w, u) + eps),    L = clip(u, w) + weight * mean (r - stop_gradient(r_bar))^2
 
-Where the sources leave a choice open, it is a field of `Options` or a weight: lambda is `weights.misalignment` (default 1; its ramp is
-`warmup.misalignment`, one epoch, because early teacher ratios are noise), the augmented view as a plain positive is
+Where the sources leave a choice open, it is a field of `Options` or a weight: lambda is `weights.misalignment` (default 1; its
+ramp is `warmup.misalignment`, one epoch, because early teacher ratios are noise), the augmented view as a plain positive is
 `weights.clip_augmented` (0), alignment-matrix distillation is `weights.distill` (0), SimCLR between two augmented views is
 `weights.ssl` (0). Which network is evaluated is the `read` of an evaluation, "params" or "memory/teacher".
 """
@@ -46,7 +49,7 @@ class Options(NamedTuple):
     share_text: bool = False           # A6 [weak]: the teacher uses the student's text tower instead of its own average
     sg_org: bool = False               # A11: stop the gradient through the original view
     sg_text: bool = False              # A11: stop the gradient through the caption
-    scale_source: str = "teacher"      # A15: "teacher" | "augmentation" (labels from what the augmentation did) | "both" (mean of the two)
+    scale_source: str = "teacher"      # A15: "teacher" | "augmentation" (labels from what it did) | "both" (mean of the two)
     eps: float = 1e-6                  # keeps the logarithm finite
     distill_temperature: float = 0.0   # A8: the teacher's temperature; 0: its learned one
     ssl_hidden: int = 512              # A9
