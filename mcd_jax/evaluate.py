@@ -75,7 +75,7 @@ def _checked(build_one, key):
         raise ValueError(f"config.{key} needs the key {error.args[0]!r}") from error
 
 
-def run(evals, state, step, job, workdir, stop=lambda: False, say=None):
+def run(evals, state, step, job, workdir, stop=lambda: False, say=None, compiled=None):
     """Runs `evals` on `state` and merges their figures into `evals.json`.
 
     Args:
@@ -84,11 +84,13 @@ def run(evals, state, step, job, workdir, stop=lambda: False, say=None):
       job: the run's `Job`; its `init` makes the untrained state that read="init" asks for.
       stop: asked before each evaluation, by all processes at the same point; once true, the rest is left out.
       say: called with a line after each evaluation.
+      compiled: a dict that keeps the compiled embedding functions from one call to the next.
 
     Returns:
       {"<module>/<instance>/<figure>": float} of what was run.
     """
-    results, embeds, fresh = {}, {}, None
+    results, fresh = {}, None
+    embeds = {} if compiled is None else compiled
     for e in evals:
         if stop():
             break

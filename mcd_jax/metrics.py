@@ -84,7 +84,7 @@ class Writer:
         self._file.flush()
         finite = {k: v for k, v in values.items() if v is not None}
         for name, value in finite.items() if self._tensorboard else ():
-            self._tensorboard.add_scalar(name, value, step)
+            self._tensorboard.add_scalar(name.replace("@", "_at_"), value, step)
         if self._wandb:
             self._wandb.log(finite, step=step)
         self.advance(step)

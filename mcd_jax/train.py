@@ -47,7 +47,7 @@ def train(config, workdir):
     if lead:
         config_lib.save(config, workdir / "config.json")
     every = job.durations("checkpoint.every", config.checkpoint.every) or job.total_steps
-    evals = evaluate.build(config, job.objective, job.durations, job.abstract)
+    evals, compiled = evaluate.build(config, job.objective, job.durations, job.abstract), {}
     epochs = job.total_steps * config.batch_size / job.pipeline.examples
     say(lead, f"training {config.objective.name} on {config.data.source.name}: {job.pipeline.examples:,} examples, "
               f"{job.total_steps:,} steps of {config.batch_size} ({epochs:.1f} epochs, {job.total_steps * config.batch_size:,} "
@@ -104,7 +104,7 @@ def train(config, workdir):
             """Runs the evaluations `due` on the current state and logs their figures."""
             log(late.flush())
             with clock.eval():
-                figures = evaluate.run(due, state, done, job, workdir, preemption.reached, writer.say)
+                figures = evaluate.run(due, state, done, job, workdir, preemption.reached, writer.say, compiled)
             writer.write(done, figures)
 
         def save():

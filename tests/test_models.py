@@ -385,3 +385,14 @@ def test_resnet_norms_learn(options):
     for path, leaf in jax.tree_util.tree_leaves_with_path(grad):
         assert np.isfinite(leaf).all()
         assert np.any(leaf) == (path[-1].key not in ("mean", "var")), path
+
+
+def test_a_text_tower_without_blocks_is_a_bag_of_words():
+    bag = towers.make({"image": {"name": "resnet", "widths": (8,), "depths": (1,)}, "embed_dim": 4, "text": {
+        "name": "text", "width": 8, "depth": 0, "num_heads": 1, "pool": "mean", "causal": False}}, 16, 4, 1, 16)
+    params = bag.init(jax.random.key(0))
+    params["text"]["position"] = jnp.zeros_like(params["text"]["position"])
+    one, other = bag.text(params, jnp.array([[5, 7, 1, 0], [7, 5, 1, 0]]))["z"]
+    np.testing.assert_allclose(one, other, rtol=1e-5)
+    with pytest.raises(ValueError, match="depth=0 at least 1"):
+        towers.make({"image": {"name": "resnet"}, "embed_dim": 4, "text": {"name": "text", "depth": 0}}, 16, 4, 1, 16)

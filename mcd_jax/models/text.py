@@ -20,7 +20,7 @@ def make(options, *, vocab_size, context, eot, dtype):
     options = {**text_variant(options.get("variant")), **{k: v for k, v in options.items() if k != "variant"}}
     options.setdefault("mlp_dim", 4 * options.get("width", Text.width))
     text = transformer.build("model.text", Text, options, vocab_size=vocab_size, context=context, eot=eot, dtype=dtype)
-    transformer.check("model.text", text)
+    transformer.check("model.text", text, least_depth=0 if text.pool in ("mean", "map") and not text.scan else 1)
     transformer.choose("model.text", "pool", text.pool, ("eot", "last", "first", "class", "mean", "map"))
     if text.causal and text.pool in ("first", "class"):
         raise ValueError(f"config.model.text: pool={text.pool!r} would read a position that sees no other token in a causal tower; "
@@ -41,7 +41,7 @@ class Text(nn.Module):
     context: int
     eot: int
     width: int = 192
-    depth: int = 4
+    depth: int = 4               # 0 with mean or attention pooling: a bag of words
     mlp_dim: int = 768
     num_heads: int = 3
     causal: bool = True

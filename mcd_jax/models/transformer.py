@@ -145,11 +145,11 @@ def build(what, module, options, **given):
     return module(**options, **given)
 
 
-def check(what, tower):
+def check(what, tower, least_depth=1):
     """Refuses a tower that can't be built: `what` is its config key, and the sentence names the option."""
-    if tower.width < 1 or tower.depth < 1 or tower.num_heads < 1 or tower.width % tower.num_heads:
+    if tower.width < 1 or tower.depth < least_depth or tower.num_heads < 1 or tower.width % tower.num_heads:
         raise ValueError(f"config.{what}: width={tower.width} must be a multiple of num_heads={tower.num_heads}, "
-                         f"and depth={tower.depth} at least 1")
+                         f"and depth={tower.depth} at least {least_depth}")
     choose(what, "act", tower.act, ACTIVATIONS)
     choose(what, "remat", tower.remat, REMAT)
     if not 0 <= tower.drop_path < 1:

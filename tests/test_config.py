@@ -1,0 +1,90 @@
+"""Durations, the config's checks, plugins by name, and FLOPs counted from a trace."""
+import sys
+
+import jax
+import jax.numpy as jnp
+import pytest
+import tiny
+
+from mcd_jax import config as config_lib
+from mcd_jax import duration, load, tally
+
+
+@pytest.mark.parametrize("value, want", [
+    (7, 7), ("7", 7), ("7 steps", 7), ("1 step", 1), ("2 epochs", 20), ("0.5 epoch", 5), ("64 examples", 8), ("1e3 examples", 125),
+    ("10 percent", 30), ("10%", 30), (None, 0), (0, 0), ("", 0), ("0.01 epochs", 1),
+])
+def test_durations(value, want):
+    assert duration.steps(value, batch_size=8, examples=80, total_steps=300) == want
+
+
+@pytest.mark.parametrize("value, words", [
+    ("3 fortnights", "is not a duration"), ("many", "is not a duration"), (-1, "at least 0"), (True, "is not a duration"),
+    ("nan epochs", "is not a duration"), ("1e999 steps", "finite"),
+])
+def test_bad_durations_name_their_key(value, words):
+    with pytest.raises(ValueError, match=f"config.steps.*{words}"):
+        duration.steps(value, batch_size=8, examples=80, name="config.steps")
+
+
+def test_a_percentage_needs_a_whole():
+    with pytest.raises(ValueError, match="nothing to be a share of"):
+        duration.steps("10 percent", batch_size=8, examples=80)
+
+
+@pytest.mark.parametrize("change, words", [
+    (lambda c: c.update(batch_size=10, microbatches=4), "not a multiple of config.microbatches=4"),
+    (lambda c: c.update(group_size=3), "not a multiple of config.group_size=3"),
+    (lambda c: c.update(ema=1.0), "config.ema=1.0 must lie in"),
+    (lambda c: c.update(log_every=0), "config.log_every=0"),
+    (lambda c: c.update(optimiser={}), "unknown config key: 'optimiser'; did you mean 'optimizer'"),
+    (lambda c: c.checkpoint.update(evry=3), "unknown config.checkpoint key: 'evry'; did you mean 'every'"),
+])
+def test_check_names_the_key(change, words):
+    config = tiny.config("clip")
+    with config.unlocked():
+        change(config)
+    with pytest.raises(ValueError, match=words):
+        config_lib.check(config)
+
+
+def test_a_config_survives_its_file(tmp_path):
+    config = tiny.config("mcd")
+    config.data.views.image = "decode"
+    config_lib.save(config, tmp_path / "config.json")
+    read = config_lib.read(tmp_path / "config.json")
+    assert read.objective.ema_m == config.objective.ema_m and config_lib.check(read) is None
+    with pytest.raises(FileNotFoundError, match="is this the --workdir of a run"):
+        config_lib.read(tmp_path / "other.json")
+
+
+def test_a_method_of_ones_own_runs_by_its_dotted_path(tmp_path, monkeypatch):
+    (tmp_path / "my_lab").mkdir()
+    (tmp_path / "my_lab" / "__init__.py").write_text("")
+    (tmp_path / "my_lab" / "method.py").write_text("from mcd_jax.objectives.clip import WEIGHTS, Options, make\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    assert config_lib.objective("my_lab.method").weights.clip == 1.0
+    assert load.load("objectives", "my_lab.method") is sys.modules["my_lab.method"]
+    with pytest.raises(ValueError, match=r"no objectives module 'my_lab\.other'"):
+        load.load("objectives", "my_lab.other")
+
+
+def test_an_import_error_inside_a_plugin_is_not_hidden(tmp_path, monkeypatch):
+    (tmp_path / "broken_plugin_pkg").mkdir()
+    (tmp_path / "broken_plugin_pkg" / "__init__.py").write_text("")
+    (tmp_path / "broken_plugin_pkg" / "m.py").write_text("import no_such_package_at_all\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(ModuleNotFoundError, match="no_such_package_at_all"):
+        load.load("objectives", "broken_plugin_pkg.m")
+
+
+def test_flops_are_counted_by_hand():
+    a, b = jnp.zeros((4, 6)), jnp.zeros((6, 10))
+    assert tally.count(lambda a, b: a @ b, a, b) == 2 * 4 * 6 * 10
+    assert tally.count(lambda a, b: (a @ b, 3.0 * a)[1], a, b) == 0                       # a result that nobody uses
+    scan = lambda a: jax.lax.scan(lambda c, _: (c @ jnp.ones((6, 6)), None), a, length=5)[0]
+    assert tally.count(scan, a) == 5 * 2 * 4 * 6 * 6                                       # once per iteration
+    assert tally.count(jax.grad(lambda b, a: jnp.sum(a @ b)), b, a) == 2 * 4 * 6 * 10     # one product backward; forward unused
+    x, k = jnp.zeros((2, 8, 8, 3)), jnp.zeros((3, 3, 3, 5))
+    conv = lambda x, k: jax.lax.conv_general_dilated(x, k, (1, 1), "VALID", dimension_numbers=("NHWC", "HWIO", "NHWC"))
+    assert tally.count(conv, x, k) == 2 * (2 * 6 * 6 * 5) * 3 * 3 * 3

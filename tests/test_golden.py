@@ -1,0 +1,78 @@
+"""One step of every method, pinned: a change of any figure must be meant.
+
+The pinned figures are this code's own, so they only show that nothing moved; that the losses are right is shown beside them by slow
+formulas in numpy, on the same embeddings. When a change is meant, the failure message prints the new row.
+"""
+import jax
+import numpy as np
+import pytest
+import tiny
+
+from mcd_jax import step as step_lib
+
+GOLDEN = {
+    "clip": (2.78435, 146.79958, 0.06058, 12.94974),
+    "siglip": (9.66278, 139.35451, 0.06058, 16.36142),
+    "slip": (8.29516, 211.11763, 0.06405, 15.68711),
+    "mcd": (4.79418, 205.18817, 0.06016, 13.1097),
+}
+
+
+@pytest.mark.parametrize("method", tiny.METHODS)
+def test_one_step_is_pinned(method):
+    objective, tx, weights, state, batch = tiny.build(method)
+    state, first = jax.jit(step_lib.make_step(objective, tx, weights))(state, batch)
+    got = tuple(round(float(first[k]), 5) for k in ("loss", "grad_norm", "update_norm", "param_norm"))
+    np.testing.assert_allclose(got, GOLDEN[method], rtol=2e-3, err_msg=f'"{method}": {got},')
+
+
+def cross_entropy(logits):
+    """Mean of -log softmax at the diagonal, row by row, in float64."""
+    return np.mean([-(row[i] - np.log(np.sum(np.exp(row - row.max()))) - row.max()) for i, row in enumerate(logits)])
+
+
+def slow_clip(out):
+    logits = float(out["scale"]) * np.asarray(out["image"], np.float64) @ np.asarray(out["text"], np.float64).T
+    return (cross_entropy(logits) + cross_entropy(logits.T)) / 2
+
+
+def slow_siglip(out):
+    image, text = np.asarray(out["image"], np.float64), np.asarray(out["text"], np.float64)
+    total = 0.0
+    for i, x in enumerate(image):
+        for j, y in enumerate(text):
+            label = 1 if i == j else -1
+            total += np.log1p(np.exp(-label * (float(out["scale"]) * x @ y + float(out["bias"]))))
+    return total / len(image)
+
+
+def slow_ssl(out):
+    views = [np.asarray(out[k], np.float64) for k in ("view1", "view2")]
+    z = np.concatenate([v / np.linalg.norm(v, axis=1, keepdims=True) for v in views])
+    n, total = len(views[0]), 0.0
+    for i in range(2 * n):
+        others = [j for j in range(2 * n) if j != i]
+        scores = np.exp([z[i] @ z[j] / 0.1 for j in others])
+        total -= np.log(scores[others.index((i + n) % (2 * n))] / scores.sum())
+    return total / (2 * n)
+
+
+def slow_misalignment(out):
+    def ratio(prefix):
+        text, augmented, image = (np.asarray(out[prefix + k], np.float64) for k in ("text", "augmented", "image"))
+        return [np.log(np.sum((t - a) ** 2) + 1e-6) - np.log(np.sum((t - o) ** 2) + 1e-6) for t, a, o in zip(text, augmented, image)]
+    return np.mean((np.array(ratio("")) - np.array(ratio("teacher/"))) ** 2)
+
+
+SLOW = {"clip": slow_clip, "siglip": slow_siglip, "ssl": slow_ssl, "misalignment": slow_misalignment}
+
+
+@pytest.mark.parametrize("method", tiny.METHODS)
+def test_every_term_equals_a_slow_formula(method):
+    objective, _, weights, state, batch = tiny.build(method)
+    memory = jax.tree.map(lambda x: 1.05 * x + 0.01, state.memory)   # a teacher that differs from its student
+    out = jax.jit(objective.forward)(state.params, memory, batch, jax.random.key(3), state.step)
+    live = [name for name, weight in weights.items() if weight]
+    assert live
+    for name in live:
+        np.testing.assert_allclose(float(objective.terms[name](out)), SLOW[name](out), rtol=2e-4, err_msg=name)
