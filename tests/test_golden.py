@@ -60,7 +60,8 @@ def slow_ssl(out):
 def slow_misalignment(out):
     def ratio(prefix):
         text, augmented, image = (np.asarray(out[prefix + k], np.float64) for k in ("text", "augmented", "image"))
-        return [np.log(np.sum((t - a) ** 2) + 1e-6) - np.log(np.sum((t - o) ** 2) + 1e-6) for t, a, o in zip(text, augmented, image)]
+        return [np.log(np.sum((t - a) ** 2) + 1e-6) - np.log(np.sum((t - o) ** 2) + 1e-6)
+                for t, a, o in zip(text, augmented, image)]
     return np.mean((np.array(ratio("")) - np.array(ratio("teacher/"))) ** 2)
 
 

@@ -10,7 +10,9 @@ import numpy as np
 from PIL import Image
 import pytest
 
-from mcd_jax import evaluate, report, report_gallery, report_page, report_plots
+from mcd_jax import evaluate, report
+from mcd_jax.report import gallery as gallery_lib
+from mcd_jax.report import page, plots
 
 HOSTILE = "<script>alert(1)</script><img src=https://evil.example/x onerror=alert(2)>\" onclick=\"alert(3)\" '&"
 
@@ -49,7 +51,7 @@ def workdir(path, hostile="", steps=120):
 
 
 def gallery(text="grinning face"):
-    image = report_gallery.uri(np.full((8, 8, 3), 200, np.uint8))
+    image = gallery_lib.uri(np.full((8, 8, 3), 200, np.uint8))
     view = {"level": 0.2, "image": image, "r": 0.4, "y": 1.3}
     return {"step": 1200, "instance": "heldout_vendor",
             "queries": [{"text": text, "rank": 3, "candidates": 1852, "hits": [
@@ -92,7 +94,7 @@ def test_report_has_every_section_and_refers_to_nothing_outside(tmp_path):
     run = report.read(workdir(tmp_path / "run"))
     other = report.read(workdir(tmp_path / "clip & co", steps=60))
     other["config"]["objective"]["options"] = [1, 2]
-    text = report_page.page(run, gallery(), other)
+    text = page.page(run, gallery(), other)
     document = Document(text)
     assert {"summary", "curves", "speed", "evaluations", "queries", "augmentation", "config"} <= document.ids
     assert all(ref.startswith(("#", "data:image/")) for ref in document.refs)
@@ -115,7 +117,7 @@ def test_report_escapes_hostile_text(tmp_path):
         pictures = gallery(HOSTILE)
         pictures["instance"] = HOSTILE
         pictures["augmented"][0]["rows"][0]["kind"] = HOSTILE
-        document = Document(report_page.page(run, pictures, other))
+        document = Document(page.page(run, pictures, other))
         assert "script" not in document.tags and document.events == []
         assert all(ref.startswith(("#", "data:image/")) for ref in document.refs)
         assert HOSTILE in "".join(document.text)
@@ -126,7 +128,7 @@ def test_report_of_a_run_that_has_just_begun(tmp_path, monkeypatch):
 
     def none_yet(*_):
         raise FileNotFoundError("no checkpoint")
-    monkeypatch.setattr(report_gallery, "gather", none_yet)
+    monkeypatch.setattr(gallery_lib, "gather", none_yet)
     text = report.write(tmp_path).read_text()
     assert "No step has been logged yet." in text and "Nothing has been evaluated yet." in text and "no checkpoint" in text
     assert sorted(p.name for p in tmp_path.iterdir()) == ["config.json", "report.html"]
@@ -136,12 +138,12 @@ def test_report_of_a_run_that_has_just_begun(tmp_path, monkeypatch):
 
 
 def test_curves_leave_gaps_and_keep_text_as_text():
-    drawing = report_plots.curves([("a <b>", [1, 2, 3], [1.0, None, float("nan")]), ("$x$", [1, 2], [0, 1])], legend=True)
+    drawing = plots.curves([("a <b>", [1, 2, 3], [1.0, None, float("nan")]), ("$x$", [1, 2], [0, 1])], legend=True)
     assert drawing.startswith("<svg viewBox") and "http" not in drawing and "<style" not in drawing
     assert "a &lt;b&gt;" in drawing and "$x$" in drawing
-    smooth = report_plots.smooth(np.array([np.nan, 2.0, 2.0, np.nan, 2.0]), 4)
+    smooth = plots.smooth(np.array([np.nan, 2.0, 2.0, np.nan, 2.0]), 4)
     assert np.isnan(smooth[0]) and np.allclose(smooth[1:], 2.0)
-    assert [report_plots.short(v) for v in (0, 12345, 0.25, 3e-6, 2.5e6)] == ["0", "12.3k", "0.25", "3e-6", "2.5M"]
+    assert [plots.short(v) for v in (0, 12345, 0.25, 3e-6, 2.5e6)] == ["0", "12.3k", "0.25", "3e-6", "2.5M"]
 
 
 class Shades:
@@ -175,14 +177,14 @@ def test_galleries_show_what_was_found(monkeypatch):
     views = {"image": "decode|resize(8)", "text": "caption('first')|tokenize(8, 'clip')"}
     settings = {"source": {"name": "tiny.shades"}, "views": views,
                 "match": "label", "queries": {"asks": [True]}, "batch_size": 4}
-    found = report_gallery.texts(embed, settings, "x", 9, 2, np.random.default_rng(0))
+    found = gallery_lib.texts(embed, settings, "x", 9, 2, np.random.default_rng(0))
     assert [query["text"] for query in found] == [f"shade {i}" for i in range(1, 6)]
     for query in found:
         assert query["rank"] == 1 and query["hits"][0]["right"] and not query["hits"][1]["right"]
         assert query["hits"][0]["text"] == query["text"] and query["hits"][0]["image"].startswith("data:image/webp;base64,")
     settings = {**settings, "kinds": ["jitter", "blur"], "levels": [0.1, 0.9], "n": 6,
                 "augmented": "decode|resize(8)|severity('{kind}', {level})"}
-    items = report_gallery.augmented(embed, settings, "x", 2, np.random.default_rng(1))
+    items = gallery_lib.augmented(embed, settings, "x", 2, np.random.default_rng(1))
     assert [row["kind"] for row in items[0]["rows"]] == ["jitter", "blur"]
     assert [view["level"] for view in items[0]["rows"][1]["views"]] == [0.1, 0.9]
     for view in items[0]["rows"][1]["views"]:

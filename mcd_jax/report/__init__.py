@@ -11,7 +11,9 @@ import pathlib
 import platform
 import sys
 
-from mcd_jax import evaluate, report_gallery, report_page
+from mcd_jax import evaluate
+from mcd_jax.report import gallery as gallery_lib
+from mcd_jax.report import page
 
 _PACKAGES = ("mcd_jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy", "scipy", "matplotlib")
 
@@ -70,16 +72,16 @@ def write(workdir, compare=None, gallery=""):
     """Writes `<workdir>/report.html` and returns its path.
 
     Args:
-      compare: another workdir, or None. gallery: see `report_gallery.gather`.
+      compare: another workdir, or None. gallery: see `gallery.gather`.
     """
     run, other = read(workdir), read(compare) if compare else None
     try:
-        pictures = report_gallery.gather(workdir, gallery)
+        pictures = gallery_lib.gather(workdir, gallery)
     except FileNotFoundError as error:
         pictures = {"error": f"No pictures yet: {error}"}
     path = pathlib.Path(workdir) / "report.html"
     part = path.with_name(f".report.{os.getpid()}.html")
-    part.write_text(report_page.page(run, pictures, other))
+    part.write_text(page.page(run, pictures, other))
     part.replace(path)
     return path
 
@@ -95,7 +97,3 @@ def main(args=None):
     except (ValueError, OSError, RuntimeError) as error:
         sys.exit(f"error: {error}")
     print(f"{path} ({path.stat().st_size / 1e6:.1f} MB)")
-
-
-if __name__ == "__main__":
-    main()

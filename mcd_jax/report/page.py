@@ -1,13 +1,13 @@
-"""The report as one HTML document: a pure function of what `report.read` and `report_gallery.gather` return."""
+"""The report as one HTML document: a pure function of what `report.read` and `gallery.gather` return."""
 import json
 import pathlib
 
-from mcd_jax import report_plots as plots
 from mcd_jax.evaluate import number
-from mcd_jax.report_html import Html, duration, el, figure, flat, grid, join, note, table, tree, words
-from mcd_jax.report_tables import augmentation_gallery, evaluations, text_gallery
+from mcd_jax.report import plots
+from mcd_jax.report.html import Html, duration, el, figure, flat, grid, join, note, table, tree, words
+from mcd_jax.report.tables import augmentation_gallery, evaluations, text_gallery
 
-_STYLE = pathlib.Path(__file__).with_name("report.css")
+_STYLE = pathlib.Path(__file__).with_name("style.css")
 _POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"  # the page can load and run nothing
 _SPEED = ("examples_per_sec", "input_stall", "mfu", "device_memory", "host_memory", "memory_bytes")
 _PARTS = ("start", "train", "stall", "eval", "checkpoint")
@@ -16,7 +16,7 @@ _CURVES = ("R@1", "R@5", "R@10", "top1", "top5", "spearman_per_image", "ordered"
 
 
 def page(run, gallery, other=None):
-    """The whole document: `run` and `other` (to compare with, or None) of `report.read`, `gallery` of `report_gallery.gather`."""
+    """The whole document: `run` and `other` (to compare with, or None) of `report.read`, `gallery` of `gallery.gather`."""
     sections = {"curves": ("Learning curves", curves(run, other)), "speed": ("Speed", speed(run, other)),
                 "evaluations": ("Evaluations", evaluations(run, other)), "queries": ("Text queries", text_gallery(gallery)),
                 "augmentation": ("Growing augmentation", augmentation_gallery(gallery)),

@@ -1,0 +1,4 @@
+"""`python -m mcd_jax.report`."""
+from mcd_jax.report import main
+
+main()
