@@ -5,9 +5,13 @@ Three vendors' drawings of the training concepts are seen; a fourth vendor's (op
 """
 from mcd_jax import config as config_lib
 
-SIZE = 64
-MILD = f"decode|crop({SIZE}, 0.5)"
-TEXT = "caption('random')|tokenize(16, 'emoji')"
+STEPS = "520 steps"    # 28 epochs
+SIZE = 48
+ORIGINAL = f"decode|crop({SIZE}, 0.5)"
+AUGMENTED = f"decode|crop({SIZE}, 0.08)|jitter(0.4, 0.4, 0.4, 0.1, 0.8)|gray(0.2)|blur(0.5)|flip(0.5)"   # SLIP's recipe
+CONTEXT = 12
+TEXT = f"caption('random')|tokenize({CONTEXT}, 'emoji')"
+LABEL = f"caption('first')|tokenize({CONTEXT}, 'emoji')"
 HELD_OUT_VENDOR = "openmoji_train+openmoji_validation+openmoji_test"
 LANGUAGES = ("en", "de", "es", "fr", "it", "pt")
 
@@ -24,16 +28,17 @@ def base(steps, views):
     config.batch_size = 256
     config.data.source = dict(name="emoji", split="train", captions=("label", "label: tags"), languages=("en",))
     config.data.views = dict(**views, text=TEXT)
-    config.data.cache = True
+    config.data.workers, config.data.cache = 1, True
     config.model = dict(
-        image=dict(name="resnet", mask_patch=8),
-        text=dict(name="text", width=128, depth=2, num_heads=2, mlp_dim=512),
+        image=dict(name="resnet", widths=(48, 96, 192), depths=(1, 1, 1), stem_patch=4, mask_patch=8, grad_rows=8),
+        text=dict(name="text", width=192, depth=0, num_heads=3, causal=False, pool="mean"),   # labels are short: a bag of words
         embed_dim=192,
         dtype="float32",
     )
-    config.optimizer.lr = 2e-3
+    config.optimizer.lr = 3e-3
     config.optimizer.weight_decay = 0.1
     config.evals = evaluations("params")
+    config.evals.retrieval.validation.every = "20 percent"
     config.checkpoint = dict(every="20 percent", keep=2, best="")
     return config
 
@@ -46,7 +51,7 @@ def source(split, **more):
 def evaluations(read):
     """`config.evals`: figures on the held-out vendor, the held-out concepts and the validation concepts, by the network `read`."""
     flags = dict(no_flags="flag")
-    plain = dict(image=f"decode|resize({SIZE})", text="caption('first')|tokenize(16, 'emoji')")
+    plain = dict(image=f"decode|resize({SIZE})", text=LABEL)
 
     def retrieval(split, queries=None):
         return dict(source=source(split), views=plain, match="concept_id", queries=queries or {}, without=flags, read=read)
@@ -55,7 +60,7 @@ def evaluations(read):
         every = "train+validation+test" if label == "concept_id" else None
         names = source(every, languages=LANGUAGES) if every else GROUP_NAMES
         return dict(source=source(split), views=dict(image=plain["image"]), label=label, names=names, templates=templates,
-                    tokenizer="emoji", context=16, without=flags, read=read)
+                    tokenizer="emoji", context=CONTEXT, without=flags, read=read)
 
     def misalignment(split, read):
         return dict(source=source(split), n=200, views=plain, kinds=("crop", "jitter", "gray", "blur", "all"),

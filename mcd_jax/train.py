@@ -4,12 +4,11 @@ The same command again continues where the run stopped. Exit status: 0 the job f
 (start it again), anything else is a failure with a sentence on stderr.
 """
 import contextlib
-import logging
 import pathlib
 import sys
 import time
 
-from absl import app, flags
+from absl import app, flags, logging
 import jax
 from ml_collections import config_flags
 
@@ -161,7 +160,8 @@ def say(lead, text):
 def main(argv):
     if len(argv) > 1:
         raise app.UsageError(f"unknown argument {argv[1]!r}: flags begin with --")
-    logging.getLogger("absl").setLevel(logging.WARNING)
+    if flags.FLAGS["verbosity"].using_default_value:
+        logging.set_verbosity(logging.WARNING)
     start = time.time()
     try:
         status = train(_CONFIG.value, _WORKDIR.value)
