@@ -5,7 +5,7 @@ Three vendors' drawings of the training concepts are seen; a fourth vendor's (op
 """
 from mcd_jax import config as config_lib
 
-STEPS = "520 steps"    # 28 epochs
+STEPS = "1000 steps"   # 54 epochs
 SIZE = 48
 ORIGINAL = f"decode|crop({SIZE}, 0.5)"
 AUGMENTED = f"decode|crop({SIZE}, 0.08)|jitter(0.4, 0.4, 0.4, 0.1, 0.8)|gray(0.2)|blur(0.5)|flip(0.5)"   # SLIP's recipe
@@ -30,12 +30,12 @@ def base(steps, views):
     config.data.views = dict(**views, text=TEXT)
     config.data.workers, config.data.cache = 1, True
     config.model = dict(
-        image=dict(name="resnet", widths=(48, 96, 192), depths=(1, 1, 1), stem_patch=4, mask_patch=8, grad_rows=8),
+        image=dict(name="resnet", widths=(48, 128), depths=(1, 1), stem_patch=4, mask_patch=8, grad_rows=32),
         text=dict(name="text", width=192, depth=0, num_heads=3, causal=False, pool="mean"),   # labels are short: a bag of words
         embed_dim=192,
         dtype="float32",
     )
-    config.optimizer.lr = 3e-3
+    config.optimizer.lr = 4e-3
     config.optimizer.weight_decay = 0.1
     config.evals = evaluations("params")
     config.evals.retrieval.validation.every = "20 percent"

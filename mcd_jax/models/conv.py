@@ -42,7 +42,7 @@ def sliced(x, kernel, padding, rows):
     """`convolve` with stride 1, whose kernel gradient is summed over slices of `rows` examples. Reverse mode only.
 
     XLA's CPU backend computes that gradient as one convolution whose kernel is the whole batch, at a quarter of the speed of the
-    other two on early stages; slices of about 8 examples stay in the cache. Leave it off on accelerators, and where a batch is
+    other two on early stages; slices of 8 to 32 examples stay in the cache. Leave it off on accelerators, and where a batch is
     split over devices, which would have to gather it.
     """
     return convolve(x, kernel, 1, padding)

@@ -61,7 +61,7 @@ class ResNet(nn.Module):
     pool: str = "mean"           # mean | attention
     num_heads: int = 8           # of attention pooling
     mask_patch: int = 8
-    grad_rows: int = 0           # on CPU 8: see conv.sliced
+    grad_rows: int = 0           # on CPU 8 to 32: see conv.sliced
     image_size: int = 64
     dtype: Any = jnp.float32
 
