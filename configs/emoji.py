@@ -13,6 +13,7 @@ CONTEXT = 12
 TEXT = f"caption('random')|tokenize({CONTEXT}, 'emoji')"
 LABEL = f"caption('first')|tokenize({CONTEXT}, 'emoji')"
 HELD_OUT_VENDOR = "openmoji_train+openmoji_validation+openmoji_test"
+# prompts of the multilingual ensemble; the captions that train are English
 LANGUAGES = ("en", "de", "es", "fr", "it", "pt")
 
 
@@ -56,9 +57,8 @@ def evaluations(read):
     def retrieval(split, queries=None):
         return dict(source=source(split), views=plain, match="concept_id", queries=queries or {}, without=flags, read=read)
 
-    def zeroshot(split, label, templates=("{}",)):
-        every = "train+validation+test" if label == "concept_id" else None
-        names = source(every, languages=LANGUAGES) if every else GROUP_NAMES
+    def zeroshot(split, label, templates=("{}",), languages=("en",)):
+        names = GROUP_NAMES if label == "group" else source("train+validation+test", languages=languages)
         return dict(source=source(split), views=dict(image=plain["image"]), label=label, names=names, templates=templates,
                     tokenizer="emoji", context=CONTEXT, without=flags, read=read)
 
@@ -76,6 +76,7 @@ def evaluations(read):
         zeroshot=dict(
             labels_heldout_vendor=zeroshot(HELD_OUT_VENDOR, "concept_id"),
             labels_heldout_concepts=zeroshot("test", "concept_id"),
+            languages_heldout_vendor=zeroshot(HELD_OUT_VENDOR, "concept_id", languages=LANGUAGES),
             groups_heldout_vendor=zeroshot(HELD_OUT_VENDOR, "group", GROUP_TEMPLATES),
             groups_heldout_concepts=zeroshot("test", "group", GROUP_TEMPLATES),
         ),

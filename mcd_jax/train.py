@@ -43,8 +43,6 @@ def train(config, workdir):
     job = job_lib.build(config, bad_examples=workdir / "bad_examples.jsonl")
     config = job.config
     lead = jax.process_index() == 0
-    if lead:
-        config_lib.save(config, workdir / "config.json")
     every = job.durations("checkpoint.every", config.checkpoint.every) or job.total_steps
     evals, compiled = evaluate.build(config, job.objective, job.durations, job.abstract), {}
     epochs = job.total_steps * config.batch_size / job.pipeline.examples
@@ -75,6 +73,8 @@ def train(config, workdir):
         else:
             state = job.init(key)
         first = int(state.step)
+        if lead:   # not before: a config that doesn't fit the checkpoint must not replace the one that does
+            config_lib.save(config, workdir / "config.json")
 
         # ========================================================================================================================
         # Training loop: dispatch step t, then read the metrics of step t - 1
@@ -160,7 +160,7 @@ def say(lead, text):
 def main(argv):
     if len(argv) > 1:
         raise app.UsageError(f"unknown argument {argv[1]!r}: flags begin with --")
-    if flags.FLAGS["verbosity"].using_default_value:
+    if not any(argument.lstrip("-").startswith("v") for argument in sys.argv[1:]):   # neither --verbosity nor -v
         logging.set_verbosity(logging.WARNING)
     start = time.time()
     try:

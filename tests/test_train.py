@@ -147,6 +147,14 @@ def test_what_does_not_fit_is_refused_before_the_first_compile(override, words, 
     assert not (tmp_path / "run" / "checkpoints").exists()
 
 
+def test_another_model_in_the_same_workdir_is_refused_and_spoils_nothing(straight):
+    workdir, _, _ = straight
+    before = (workdir / "config.json").read_text()
+    done = train(workdir, "--config.model.embed_dim=8")
+    assert done.returncode == 1 and "proj/kernel" in done.stderr and "Traceback" not in done.stderr, done.stderr[-2000:]
+    assert (workdir / "config.json").read_text() == before and newest(workdir) == 24
+
+
 def test_a_batch_that_the_devices_do_not_divide_names_what_would_fit(tmp_path):
     done = train(tmp_path, "--config.batch_size=18", devices=4)
     assert done.returncode == 1 and "16 or 20 would fit" in done.stderr
