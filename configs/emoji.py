@@ -1,7 +1,7 @@
 """What every config on the embedded data set shares: data, model, optimizer, evaluations. Not a config by itself.
 
 Three vendors' drawings of the training concepts are seen; a fourth vendor's (openmoji), 10 % of the concepts (test) and another 5 %
-(validation, on which every choice was made) are not.
+(validation, for choosing) are not.
 """
 from mcd_jax import config as config_lib
 

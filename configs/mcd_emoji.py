@@ -1,6 +1,9 @@
 """MCD on the embedded data set.
 
 python -m mcd_jax.train --config=configs/mcd_emoji.py --workdir=runs/mcd_emoji
+
+One seed: text to image on the held-out vendor R@1 15.9, R@10 37.5 (without flags 8.8, 29.9); 490 s of training on 2 cores.
+The augmented view is also a positive here (weights.clip_augmented), unlike in the method's default.
 """
 from configs import emoji
 from mcd_jax import config as config_lib
