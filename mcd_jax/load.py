@@ -16,6 +16,7 @@ def load(kind, name):
         if error.name != path and not path.startswith(f"{error.name}."):
             raise  # the module exists, but something that it imports does not
         package = importlib.import_module(f"mcd_jax.{kind}")
-        known = sorted(m.name for m in pkgutil.iter_modules(package.__path__))
+        names = sorted(m.name for m in pkgutil.iter_modules(package.__path__))
+        known = [n for n in names if hasattr(importlib.import_module(f"{package.__name__}.{n}"), "make")]
         raise ValueError(f"no {kind} module {name!r}: the package has {', '.join(known)}; "
                          "a module of your own is named by its dotted path") from error

@@ -59,7 +59,7 @@ def make_step(objective, tx, weights):
                               objective.remember(state.memory, params, keep, state.step), state.memory)
         report = {"loss": loss, **{f"loss/{n}": t for n, t in terms.items()}, **metrics,
                   **{f"weight/{n}": f for n, f in factors.items() if callable(weights[n])},
-                  "grad_norm": optax.tree.norm(grads), "update_norm": optax.global_norm(updates),
+                  "grad_norm": optax.tree.norm(grads), "update_norm": optax.tree.norm(updates),
                   "param_norm": optax.tree.norm(params), **optim.skipped(opt)}
         return State(state.step + 1, params, opt, memory, state.key), report
 

@@ -4,7 +4,7 @@ import csv
 import json
 import os
 
-from mcd_jax.data.sources import check_columns, check_spec, position
+from mcd_jax.data.columns import check_columns, check_spec, position
 
 DELIMITERS = {".csv": ",", ".tsv": "\t"}
 

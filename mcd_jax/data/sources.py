@@ -14,13 +14,13 @@ mapping of `config.data.source`; its `name` says which kind, the other keys are 
 """
 
 import glob
-import operator
 import os
 
+from mcd_jax.data.columns import check_columns, check_spec, key_name, position
+from mcd_jax.data.folder import Folder
 from mcd_jax.load import load
 
 KINDS = ("emoji", "tfds", "array_record", "folder")
-ROLES = ("image", "text", "key")
 
 
 def open(spec):
@@ -39,8 +39,6 @@ def open(spec):
     if name == "array_record":
         return ArrayRecords(spec)
     if name == "folder":
-        from mcd_jax.data.folder import Folder
-
         return Folder(spec)
     if name != "emoji" and "." not in name:
         raise ValueError(f"data.source.name {name!r} is unknown: it is one of {', '.join(KINDS)}; "
@@ -58,31 +56,6 @@ def open(spec):
     return source
 
 
-def check_spec(spec, needed, optional=()):
-    """Refuses unknown and missing keys of a source's spec; returns the column of each role, {role: column}."""
-    kind = spec["name"]
-    allowed = ("name", *needed, *optional, "columns")
-    for key in spec:
-        if key not in allowed:
-            raise ValueError(f"data.source has no key {key!r} for the {kind} source; it has {', '.join(allowed)}")
-    for key in needed:
-        if not spec.get(key):
-            raise ValueError(f"data.source.{key} is missing: the {kind} source needs it")
-    columns = dict(spec.get("columns") or {})
-    for role in columns:
-        if role not in ROLES:
-            raise ValueError(f"data.source.columns has no {role!r}; it maps {', '.join(ROLES)} to stored columns")
-    return {"image": "image", "text": "text", "key": None, **columns}
-
-
-def check_columns(roles, present, where):
-    """Refuses roles whose column is not among the names `present`."""
-    for role, column in roles.items():
-        if column is not None and column not in present:
-            raise ValueError(f"{where} has no column {column!r} for {role}; it has {', '.join(sorted(present))}; "
-                             f"set data.source.columns.{role}")
-
-
 def parse_example(record):
     """A serialised tf.train.Example as {feature: list of bytes, int or float}, without TensorFlow."""
     from tensorflow_datasets.proto import tf_example_pb2
@@ -90,19 +63,6 @@ def parse_example(record):
     features = tf_example_pb2.Example.FromString(record).features.feature
     kinds = {key: value.WhichOneof("kind") for key, value in features.items()}
     return {key: list(getattr(features[key], kind).value) if kind else [] for key, kind in kinds.items()}
-
-
-def position(index, size):
-    """`index` as an int in [0, size); raises IndexError, as a list does."""
-    number = operator.index(index)
-    if not -size <= number < size:
-        raise IndexError(f"index {number} is outside a source of {size} examples")
-    return number % size
-
-
-def _key(value, index):
-    value = index if value is None else value
-    return value.decode("utf-8", "backslashreplace") if isinstance(value, bytes) else str(value)
 
 
 class ArrayRecords:
@@ -142,7 +102,7 @@ class ArrayRecords:
         stored = parse_example(self._records[index])
         row = {name: value[0] if len(value) == 1 else value for name, value in stored.items()}
         roles = {role: row.get(column, []) for role, column in self._roles.items() if column is not None}
-        return {**row, **roles, "key": _key(roles.get("key"), index)}
+        return {**row, **roles, "key": key_name(roles.get("key"), index)}
 
 
 class Tfds:
@@ -211,4 +171,4 @@ class Tfds:
             roles["text"] = self._label_name(int(roles["text"]))
         elif not isinstance(roles["text"], (str, bytes)):
             roles["text"] = list(roles["text"])
-        return {**row, **roles, "key": _key(roles["key"], index)}
+        return {**row, **roles, "key": key_name(roles["key"], index)}
