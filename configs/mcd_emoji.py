@@ -7,6 +7,7 @@ The augmented view is also a positive here (weights.clip_augmented), unlike in t
 """
 from configs import emoji
 from mcd_jax import config as config_lib
+from mcd_jax.sweep import grid
 
 # smaller than the original view: the crop enlarges what it shows, and the term costs half as much
 AUGMENTED = "decode|crop(32, 0.3)|jitter(0.4, 0.4, 0.4, 0.2, 0.8)|gray(0.2)|flip(0.5)"
@@ -16,3 +17,9 @@ def get_config():
     config = emoji.base(emoji.STEPS, dict(image=emoji.ORIGINAL, augmented=AUGMENTED))
     config.objective = config_lib.objective("mcd", weights=dict(clip_augmented=1.0), ema_m=0.99, keep=0.75)
     return config
+
+
+def sweep(add):
+    """What the misalignment term is worth, over three seeds: `python -m mcd_jax.sweep --config=... --workdir=...`, 9 runs."""
+    for run in grid({"objective.weights.misalignment": [0.0, 1.0, 5.0], "seed": range(3)}):
+        add(run)

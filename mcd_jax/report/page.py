@@ -21,12 +21,17 @@ def page(run, gallery, other=None):
                 "evaluations": ("Evaluations", evaluations(run, other)), "queries": ("Text queries", text_gallery(gallery)),
                 "augmentation": ("Growing augmentation", augmentation_gallery(gallery)),
                 "config": ("Config and versions", config(run, other))}
-    nav = el("nav", [el("a", title, href=f"#{key}") for key, (title, _) in sections.items()])
     against = el("p", "compared with ", el("b", other["name"], cls="two"), cls="against") if other else None
-    head = el("head", el("meta", charset="utf-8"), el("title", run["name"]),
+    return document(run["name"], [against, summary(run, gallery, other)], sections)
+
+
+def document(name, lead, sections):
+    """A page that loads nothing: `lead` under the title, then `sections`, id -> (title, part)."""
+    nav = el("nav", [el("a", title, href=f"#{key}") for key, (title, _) in sections.items()])
+    head = el("head", el("meta", charset="utf-8"), el("title", name),
               el("meta", http_equiv="Content-Security-Policy", content=_POLICY),
               el("meta", name="viewport", content="width=device-width, initial-scale=1"), el("style", Html(_STYLE.read_text())))
-    header = el("header", el("div", el("h1", run["name"]), nav, cls="bar"), against, summary(run, gallery, other), id="summary")
+    header = el("header", el("div", el("h1", name), nav, cls="bar"), lead, id="summary")
     body = el("main", [el("section", el("h2", title), part, id=key) for key, (title, part) in sections.items()])
     return "<!doctype html>" + el("html", head, el("body", header, body), lang="en") + "\n"
 

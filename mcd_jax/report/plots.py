@@ -20,20 +20,21 @@ _STYLE = {"svg.fonttype": "none", "svg.hashsalt": "mcd_jax", "font.family": "san
           "ytick.major.size": 0, "lines.solid_capstyle": "round", "legend.frameon": False, "text.parse_math": False}
 
 
-def curves(series, xlabel="step", size=(3.6, 1.9), legend=False, markers=False):
+def curves(series, xlabel="step", size=(3.6, 1.9), legend=False, markers=False, colours=COLOURS):
     """An SVG element with one line per series.
 
     Args:
       series: list of (label, x, y), equal lengths; a y that is None or not finite leaves a gap. Lines of more than 40 points are
         drawn faintly with their running mean on top.
       size: inches; the element scales with its container.
+      colours: of the series, from the first again when there are more.
     """
     with rc_context(_STYLE):
         figure = Figure(figsize=size, layout="constrained")
         figure.patch.set_alpha(0)
         axes = figure.add_subplot()
         axes.patch.set_alpha(0)
-        for (label, x, y), colour in zip(series, COLOURS * (1 + len(series) // len(COLOURS)), strict=False):
+        for (label, x, y), colour in zip(series, colours * (1 + len(series) // len(colours)), strict=False):
             x, y = np.asarray(x, float), np.array([np.nan if v is None else v for v in y], float)
             noisy = len(x) > 40
             axes.plot(x, y, color=colour, alpha=0.25 if noisy else 1, linewidth=0.8 if noisy else 1.6, markersize=3,
