@@ -52,13 +52,26 @@ def make(config, devices=None):
     shape, types = tuple(sizes.values()), (AxisType.Auto,) * len(AXES)
     if len({getattr(d, "slice_index", None) for d in devices}) == sizes["slice"] > 1:
         inner, outer = (1, *shape[1:]), (shape[0],) + (1,) * (len(AXES) - 1)
-        return Mesh(mesh_utils.create_hybrid_device_mesh(inner, outer, devices), AXES, axis_types=types)
-    return jax.make_mesh(shape, AXES, axis_types=types, devices=devices)
+        grid = mesh_utils.create_hybrid_device_mesh(inner, outer, devices, allow_split_physical_axes=True)
+        return Mesh(grid, AXES, axis_types=types)
+    grid = mesh_utils.create_device_mesh(shape, devices, allow_split_physical_axes=True)
+    return Mesh(grid, AXES, axis_types=types)
 
 
 def batch_devices(mesh):
     """Into how many parts the batch is split."""
     return math.prod(mesh.shape[axis] for axis in BATCH_AXES)
+
+
+def ambient_batch_axes():
+    """(axes, devices): the axes of the ambient mesh that carry the batch, have several devices, and are the compiler's to place.
+
+    () and 1 without a mesh, and inside a `shard_map` over them.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    axes = tuple(axis for axis, kind in zip(mesh.axis_names, mesh.axis_types, strict=True)
+                 if axis in BATCH_AXES and kind == AxisType.Auto and mesh.shape[axis] > 1)
+    return axes, math.prod(mesh.shape[axis] for axis in axes)
 
 
 def batch_sharding(mesh):

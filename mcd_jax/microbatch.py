@@ -1,12 +1,11 @@
 """Exact microbatching of an encoder: the loss sees the whole batch, the encoder k slices one after another."""
 from functools import partial
-import math
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import AxisType, PartitionSpec
+from jax.sharding import PartitionSpec
 
-from mcd_jax.mesh import BATCH_AXES
+from mcd_jax import mesh as mesh_lib
 
 
 def microbatched(f, k, group_size=1):
@@ -44,10 +43,7 @@ def microbatched(f, k, group_size=1):
         return _each(loop(*varying, rows, keys), sums=lambda x: jax.lax.psum(x, axes))
 
     def sliced(params, memory, rows, key=None):
-        mesh = jax.sharding.get_abstract_mesh()
-        axes = tuple(axis for axis, kind in zip(mesh.axis_names, mesh.axis_types, strict=True)
-                     if axis in BATCH_AXES and kind == AxisType.Auto)
-        devices = math.prod(mesh.shape[axis] for axis in axes)
+        axes, devices = mesh_lib.ambient_batch_axes()
         size = jax.tree.leaves(rows)[0].shape[0]
         if size % (devices * k * group_size):
             raise ValueError(f"a batch of {size} rows on {devices} devices does not divide into {k} microbatches"

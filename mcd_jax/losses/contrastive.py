@@ -1,8 +1,36 @@
-"""Contrastive losses between two sets of matching embeddings. Inputs of any float type; inside, float32."""
+"""Contrastive losses between two sets of matching embeddings. Inputs of any float type; inside, float32.
+
+Each has two forms, equal in value and gradient. "gather": one product of all pairs, of which a device computes its rows. "ring":
+tiles, with embeddings that travel from device to device (`mcd_jax.losses.ring`); memory grows with the rows of a device, not with
+rows x batch, for a third more matmul work. "ring_bf16": the same with keys rounded to bfloat16, half the traffic. "auto" takes the
+ring where the logits of a device would exceed `GATHER_BYTES`.
+"""
 import jax
 import jax.numpy as jnp
+from jax.sharding import PartitionSpec
 
-_MASKED = -1e9  # a logit that never wins; finite, so that a row with nothing else has no NaN gradient
+from mcd_jax import mesh as mesh_lib
+from mcd_jax.losses import ring
+
+FORMS = ("auto", "gather", "ring", "ring_bf16")
+GATHER_BYTES = 128 * 2 ** 20   # of one matrix of logits: a loss keeps three or four, about 3 % of the smallest HBM in use (16 GB)
+
+
+def check_form(form):
+    """Raises ValueError unless `form` is one of FORMS."""
+    if form not in FORMS:
+        raise ValueError(f"config.objective.form={form!r}: the form of a contrastive loss is one of {', '.join(FORMS)}")
+
+
+def picks_ring(rows, keys, form):
+    """Whether a loss over rows x keys of the global batch runs as a ring. The rule of "auto": 4 bytes * rows * keys / devices."""
+    check_form(form)
+    return form.startswith("ring") or (form == "auto" and 4 * rows * keys / mesh_lib.ambient_batch_axes()[1] > GATHER_BYTES)
+
+
+def transport(form):
+    """The dtype in which keys travel, None for their own."""
+    return jnp.bfloat16 if form == "ring_bf16" else None
 
 
 def similarity(x, y):
@@ -11,18 +39,29 @@ def similarity(x, y):
     An accelerator's default precision rounds to bfloat16: percents of gradient at a scale of 100.
     """
     x, y = x.astype(jnp.float32), y.astype(jnp.float32)
-    return jnp.einsum("bd,cd->bc", x, y, precision=jax.lax.Precision.HIGHEST)
+    return _by_rows(jnp.einsum("bd,cd->bc", x, y, precision=jax.lax.Precision.HIGHEST))
 
 
-def row_lse(x, y, scale, exclude_diagonal=False):
-    """log(sum_j exp(scale * x_i . y_j)), (B,) float32, for x (B, D) and y (C, D); without j = i if asked."""
+def lse(x, y, scale, allow=None, row_aux=(), key_aux=(), columns=True, form="auto"):
+    """log(sum_j exp(scale * x_i . y_j)) over the keys j of each row and over the rows of each key, (B,) and (C,) float32.
+
+    Args:
+      x, y: (B, D), (C, D).
+      scale: () inverse temperature.
+      allow: None, or which pairs enter, as `ring.lse` takes it, with `row_aux` and `key_aux`, for example `ring.off_diagonal`.
+      columns: False gives None for the keys and saves their work.
+    """
+    if picks_ring(len(x), len(y), form):
+        out = ring.lse(x, y, scale, 0.0, row_aux, key_aux, allow=allow, columns=columns, transport=transport(form))
+        return out.row_lse, out.key_lse if columns else None
     logits_BC = scale * similarity(x, y)
-    if exclude_diagonal:
-        logits_BC = jnp.where(jnp.eye(*logits_BC.shape, dtype=bool), _MASKED, logits_BC)
-    return jax.nn.logsumexp(logits_BC, axis=1)
+    if allow is not None:
+        allowed = allow(row_aux, key_aux, jnp.arange(len(x))[:, None], jnp.arange(len(y))[None, :])
+        logits_BC = jnp.where(allowed, logits_BC, ring.NEVER)
+    return jax.nn.logsumexp(logits_BC, axis=1), jax.nn.logsumexp(logits_BC, axis=0) if columns else None
 
 
-def softmax(x, y, scale):
+def softmax(x, y, scale, form="auto"):
     """Symmetric InfoNCE, mean of the cross-entropies x -> y and y -> x over the batch, () float32, nats.
 
     Args:
@@ -31,13 +70,12 @@ def softmax(x, y, scale):
 
     Source: Radford et al. 2021 (CLIP), figure 3. Both sides of every pair of the global batch get gradient.
     """
-    logits_BB = scale * similarity(x, y)
-    positive = jnp.diagonal(logits_BB)
-    rows, columns = jax.nn.logsumexp(logits_BB, axis=1), jax.nn.logsumexp(logits_BB, axis=0)
+    rows, columns = lse(x, y, scale, form=form)
+    positive = scale * matching(x, y)
     return 0.5 * (jnp.mean(rows - positive) + jnp.mean(columns - positive))
 
 
-def sigmoid(x, y, scale, bias):
+def sigmoid(x, y, scale, bias, form="auto"):
     """Pairwise sigmoid loss: sum over all B * B pairs of -log sigmoid(+-logit), over B, () float32, nats.
 
     Args:
@@ -47,13 +85,31 @@ def sigmoid(x, y, scale, bias):
 
     Source: Zhai et al. 2023 (SigLIP), algorithm 1.
     """
-    logits_BB = scale * similarity(x, y) + bias
-    size = logits_BB.shape[0]
-    sign_BB = 2.0 * jnp.eye(size, dtype=jnp.float32) - 1.0
-    return -jnp.sum(jax.nn.log_sigmoid(sign_BB * logits_BB)) / size
+    if picks_ring(len(x), len(y), form):
+        shared = jnp.float32(scale), jnp.float32(bias)
+        return ring.pair_sum(_sigmoid_pairs, x, y, shared, transport=transport(form)) / len(x)
+    numbers = jnp.arange(len(x))
+    return jnp.sum(_sigmoid_pairs(x, y, (scale, bias), (), (), numbers[:, None], numbers[None, :])) / len(x)
 
 
-def accuracy(x, y):
+def _sigmoid_pairs(x, y, shared, row_aux, key_aux, i, j):
+    scale, bias = shared
+    logits = scale * similarity(x, y) + bias
+    return jax.nn.softplus(jnp.where(i == j, -logits, logits))
+
+
+def matching(x, y):
+    """Inner product of row i of x (B, D) with row i of y (B, D), (B,) float32."""
+    return jnp.sum(x.astype(jnp.float32) * y.astype(jnp.float32), axis=-1)
+
+
+def accuracy(x, y, form="auto"):
     """Share of rows of x (B, D) whose nearest row of y (B, D) is their own, () float32 (a tie: the first)."""
-    nearest = jnp.argmax(similarity(x, y), axis=1)
+    nearest = ring.nearest(x, y) if picks_ring(len(x), len(y), form) else jnp.argmax(similarity(x, y), axis=1)
     return jnp.mean((nearest == jnp.arange(x.shape[0])).astype(jnp.float32))
+
+
+def _by_rows(logits):
+    """Each device keeps the rows of its part of the batch."""
+    axes, devices = mesh_lib.ambient_batch_axes()
+    return jax.lax.with_sharding_constraint(logits, PartitionSpec(axes)) if axes and len(logits) % devices == 0 else logits

@@ -5,10 +5,12 @@ S. Kim et al. 2019 ("Deep metric learning beyond binary supervision") with the c
 augmented and the original image as its neighbours, and as labels a teacher's distances or the augmentation's
 own strength.
 """
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 
-from mcd_jax.losses import contrastive
+from mcd_jax.losses import contrastive, ring
 
 MEASURES = ("sqdist", "logit")
 PAIRS = ("diag", "all")
@@ -88,8 +90,31 @@ def loss(student, target, kind="logratio", beta=1.0):
     if student.shape != target.shape:
         raise ValueError(f"log_ratio.loss: student {student.shape} and target {target.shape} must agree; "
                          "the augmentation's own labels exist for pairs='diag' only")
-    difference = student.astype(jnp.float32) - jax.lax.stop_gradient(target.astype(jnp.float32))
+    return jnp.mean(_penalty(student.astype(jnp.float32) - jax.lax.stop_gradient(target.astype(jnp.float32)), kind, beta))
+
+
+def _penalty(difference, kind, beta=1.0):
     if kind == "logratio":
-        return jnp.mean(difference * difference)
+        return difference * difference
     size = jnp.abs(difference)
-    return jnp.mean(jnp.where(size < beta, 0.5 * difference * difference / beta, size - 0.5 * beta))
+    return jnp.where(size < beta, 0.5 * difference * difference / beta, size - 0.5 * beta)
+
+
+def ring_loss(student, teacher, kind="logratio", measure="sqdist", scales=(1.0, 1.0), eps=1e-6, sg_org=False, sg_text=False):
+    """`loss` of the log-ratios of all pairs to a teacher's, () float32, without the matrix of pairs (`losses.ring`).
+
+    Args:
+      student, teacher: (anchor, augmented, original), each (B, D) unit rows, as `log_ratio` takes them; no gradient to the teacher.
+      scales: inverse temperatures of the two, read by measure="logit" only.
+    """
+    (w, a, u), (teacher_w, teacher_a, teacher_u) = student, jax.lax.stop_gradient(teacher)
+    w, u = jax.lax.stop_gradient(w) if sg_text else w, jax.lax.stop_gradient(u) if sg_org else u
+    pairs = partial(_tile, kind, measure, eps)
+    scales = jnp.float32(scales[0]), jax.lax.stop_gradient(jnp.float32(scales[1]))
+    return ring.pair_sum(pairs, (a, u), w, scales, (teacher_a, teacher_u), teacher_w) / (len(a) * len(w))
+
+
+def _tile(kind, measure, eps, images, text, scales, teacher_images, teacher_text, i, j):
+    ours = log_ratio(text, *images, measure, "all", scales[0], eps)
+    theirs = log_ratio(teacher_text, *teacher_images, measure, "all", scales[1], eps)
+    return _penalty(ours - jax.lax.stop_gradient(theirs), kind)

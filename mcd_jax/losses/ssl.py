@@ -1,7 +1,7 @@
 """Self-supervision between two augmented views of the same images."""
 import jax.numpy as jnp
 
-from mcd_jax.losses import contrastive
+from mcd_jax.losses import contrastive, ring
 
 
 def unit(x, eps=1e-6):
@@ -10,7 +10,7 @@ def unit(x, eps=1e-6):
     return x / jnp.sqrt(jnp.maximum(jnp.sum(x * x, axis=-1, keepdims=True), eps * eps))
 
 
-def nt_xent(a, b, temperature=0.1):
+def nt_xent(a, b, temperature=0.1, form="auto"):
     """SimCLR's NT-Xent as SLIP uses it, mean over the 2B rows, () float32, nats.
 
     Row i of `a` has row i of `b` as its positive; its negatives are all other rows of both, itself left out.
@@ -23,9 +23,7 @@ def nt_xent(a, b, temperature=0.1):
     """
     a, b = unit(a), unit(b)
     scale = 1.0 / temperature
-    positive = scale * jnp.sum(a * b, axis=-1)
-
-    def rows(x, other):
-        return jnp.logaddexp(contrastive.row_lse(x, other, scale),
-                             contrastive.row_lse(x, x, scale, exclude_diagonal=True))
-    return 0.5 * (jnp.mean(rows(a, b) - positive) + jnp.mean(rows(b, a) - positive))
+    a_to_b, b_to_a = contrastive.lse(a, b, scale, form=form)
+    a_to_a, b_to_b = (contrastive.lse(x, x, scale, ring.off_diagonal, columns=False, form=form)[0] for x in (a, b))
+    positive = scale * contrastive.matching(a, b)
+    return 0.5 * (jnp.mean(jnp.logaddexp(a_to_b, a_to_a) - positive) + jnp.mean(jnp.logaddexp(b_to_a, b_to_b) - positive))

@@ -10,6 +10,7 @@ from mcd_jax.objectives import Objective, nothing, pair, unchanged
 class Options(NamedTuple):
     image: str = "image"   # batch key of the image view
     text: str = "text"     # batch key of the caption
+    form: str = "auto"     # of the contrastive loss: "gather" | "ring" | "ring_bf16" | "auto" by size (losses/contrastive.py)
 
 
 WEIGHTS = {"clip": 1.0}
@@ -18,6 +19,7 @@ WEIGHTS = {"clip": 1.0}
 def make(config):
     """The `Objective`; terms: clip."""
     opts = config_lib.options(Options, config.objective)
+    contrastive.check_form(opts.form)
     towers = pair.towers_of(config)
 
     def encode(params, memory, rows, key):
@@ -36,8 +38,8 @@ def make(config):
         init=lambda key, batch: towers.init(key),
         start=nothing,
         forward=forward,
-        terms={"clip": lambda out: contrastive.softmax(out["image"], out["text"], out["scale"])},
-        metrics=pair.METRICS,
+        terms={"clip": lambda out: contrastive.softmax(out["image"], out["text"], out["scale"], opts.form)},
+        metrics=pair.metrics(opts.form),
         heads={"embed": pair.embed_head(towers)},
         remember=unchanged,
     )

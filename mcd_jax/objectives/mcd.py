@@ -55,6 +55,7 @@ class Options(NamedTuple):
     ssl_hidden: int = 512              # A9
     ssl_dim: int = 128                 # A9
     ssl_temperature: float = 0.1       # A9
+    form: str = "auto"                 # of the losses over all pairs: "gather" | "ring" | "ring_bf16" | "auto" by size
 
 
 WEIGHTS = {"clip": 1.0, "misalignment": 1.0, "distill": 0.0, "clip_augmented": 0.0, "ssl": 0.0}   # A10, A8, A7, A9
@@ -88,6 +89,7 @@ def make(config):
     """
     opts = config_lib.options(Options, config.objective)
     _check(opts, config)
+    contrastive.check_form(opts.form)
     towers = pair.towers_of(config)
     size = config.model.inputs.image_size
     with_ssl, with_distill = pair.live(config, "ssl"), pair.live(config, "distill")
@@ -159,7 +161,14 @@ def make(config):
     def label_ratio(out, view):
         return log_ratio.label_log_ratio(out[f"target/{view}"], out[f"target/{opts.image}"], opts.eps)
 
+    def ring_loss(out, view):
+        student, teacher = ((out[f"{who}text"], out[f"{who}{view}"], out[f"{who}image"]) for who in ("", "teacher/"))
+        return log_ratio.ring_loss(student, teacher, opts.loss, opts.measure, (out["scale"], out["teacher/scale"]), opts.eps,
+                                   opts.sg_org, opts.sg_text)
+
     def misalignment(out):
+        if opts.pairs == "all" and contrastive.picks_ring(len(out["image"]), len(out["text"]), opts.form):
+            return pair.mean_over_views(lambda view: ring_loss(out, view), views)
         sources = [f for f, on in ((teacher_ratio, from_teacher), (label_ratio, from_labels)) if on]
         return pair.mean_over_views(lambda view: sum(
             log_ratio.loss(student_ratio(out, view), source(out, view), opts.loss)
@@ -169,9 +178,9 @@ def make(config):
         temperature = opts.distill_temperature or 1.0 / out["teacher/scale"]
         return pair.mean_over_views(lambda view: distill.alignment_kl(
             out["teacher/image"], out["teacher/text"], out[view], jax.lax.stop_gradient(out["text"]),
-            1.0 / temperature, out["scale"]), views)
+            1.0 / temperature, out["scale"], opts.form), views)
 
-    metrics = dict(pair.METRICS)
+    metrics = pair.metrics(opts.form)
     if from_teacher and opts.pairs == "diag":
         metrics |= {
             "misalignment/teacher": lambda out: pair.mean_over_views(lambda v: jnp.mean(teacher_ratio(out, v)), views),
@@ -188,12 +197,12 @@ def make(config):
         init=init,
         start=start,
         forward=forward,
-        terms={"clip": lambda out: contrastive.softmax(out["image"], out["text"], out["scale"]),
+        terms={"clip": lambda out: contrastive.softmax(out["image"], out["text"], out["scale"], opts.form),
                "misalignment": misalignment,
                "distill": distilled,
                "clip_augmented": lambda out: pair.mean_over_views(
-                   lambda view: contrastive.softmax(out[view], out["text"], out["scale"]), views),
-               "ssl": lambda out: ssl.nt_xent(out[f"ssl/{views[0]}"], out[f"ssl/{views[1]}"], opts.ssl_temperature)},
+                   lambda view: contrastive.softmax(out[view], out["text"], out["scale"], opts.form), views),
+               "ssl": lambda out: ssl.nt_xent(out[f"ssl/{views[0]}"], out[f"ssl/{views[1]}"], opts.ssl_temperature, opts.form)},
         metrics=metrics,
         heads={"embed": pair.embed_head(towers)},
         remember=remember,

@@ -48,10 +48,10 @@ def embed_head(towers):
     return embed
 
 
-METRICS = {
-    "logit_scale": lambda out: out["scale"],
-    "accuracy": lambda out: contrastive.accuracy(out["image"], out["text"]),
-}
+def metrics(form):
+    """The metrics of every two-tower method; `form` as the contrastive losses take it."""
+    return {"logit_scale": lambda out: out["scale"],
+            "accuracy": lambda out: contrastive.accuracy(out["image"], out["text"], form)}
 
 
 def mean_over_views(fn, views):

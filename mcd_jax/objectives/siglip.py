@@ -1,4 +1,5 @@
 """SigLIP: every image-caption pair of the batch is a binary question (Zhai et al. 2023, algorithm 1)."""
+from mcd_jax import config as config_lib
 from mcd_jax.losses import contrastive
 from mcd_jax.objectives import clip
 
@@ -15,13 +16,13 @@ def make(config):
     """
     if config.model.get("logit_bias") is None:
         raise ValueError("the sigmoid loss needs a learned bias: set config.model.logit_bias=-10.0 (and logit_scale=log(10))")
-    base = clip.make(config)
+    base, opts = clip.make(config), config_lib.options(Options, config.objective)
 
     def forward(params, memory, batch, key, step):
         return {**base.forward(params, memory, batch, key, step), "bias": params["logit_bias"]}
 
     return base._replace(
         forward=forward,
-        terms={"siglip": lambda out: contrastive.sigmoid(out["image"], out["text"], out["scale"], out["bias"])},
+        terms={"siglip": lambda out: contrastive.sigmoid(out["image"], out["text"], out["scale"], out["bias"], opts.form)},
         metrics={**base.metrics, "logit_bias": lambda out: out["bias"]},
     )

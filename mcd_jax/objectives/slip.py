@@ -18,6 +18,7 @@ class Options(NamedTuple):
     hidden: int = 4096            # projector width (released code: 4096)
     out_dim: int = 256            # projector output (released code: 256)
     ssl_temperature: float = 0.1  # released code: 0.1
+    form: str = "auto"            # of the contrastive losses: "gather" | "ring" | "ring_bf16" | "auto" by size
 
 
 WEIGHTS = {"clip": 1.0, "ssl": 1.0}   # released code: ssl scale 1
@@ -26,6 +27,7 @@ WEIGHTS = {"clip": 1.0, "ssl": 1.0}   # released code: ssl scale 1
 def make(config):
     """The `Objective`; terms: clip on the mild view, ssl between the two strong ones."""
     opts = config_lib.options(Options, config.objective)
+    contrastive.check_form(opts.form)
     towers = pair.towers_of(config)
     with_ssl = pair.live(config, "ssl")
     size = config.model.inputs.image_size
@@ -63,9 +65,9 @@ def make(config):
         init=init,
         start=nothing,
         forward=forward,
-        terms={"clip": lambda out: contrastive.softmax(out["image"], out["text"], out["scale"]),
-               "ssl": lambda out: ssl.nt_xent(out["view1"], out["view2"], opts.ssl_temperature)},
-        metrics=pair.METRICS,
+        terms={"clip": lambda out: contrastive.softmax(out["image"], out["text"], out["scale"], opts.form),
+               "ssl": lambda out: ssl.nt_xent(out["view1"], out["view2"], opts.ssl_temperature, opts.form)},
+        metrics=pair.metrics(opts.form),
         heads={"embed": pair.embed_head(towers)},
         remember=unchanged,
     )
