@@ -253,14 +253,14 @@ def check_writable(workdir):
     Raises:
       OSError: it can't be created or written; the sentence names it and says why.
     """
-    path = epath.Path(workdir)
     try:
+        path = epath.Path(workdir)
         path.mkdir(parents=True, exist_ok=True)
         probe = path / f".writable-{os.getpid()}-{time.time_ns()}"
         probe.write_text("")
         probe.unlink()
-    except OSError as error:
-        raise OSError(f"--workdir={workdir} can't be written ({error.strerror or error}): "
+    except (OSError, ImportError) as error:
+        raise OSError(f"--workdir={workdir} can't be written ({getattr(error, 'strerror', None) or error}): "
                       "name a folder that this user may create files in") from error
 
 

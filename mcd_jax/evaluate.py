@@ -21,6 +21,7 @@ from mcd_jax import config as config_lib
 from mcd_jax import embed as embed_lib
 from mcd_jax import job as job_lib
 from mcd_jax import mesh as mesh_lib
+from mcd_jax import workdir as workdir_lib
 
 COMMON = ("every", "read", "batch_size")
 COUNTS = ("queries", "candidates", "images", "classes", "bad")
@@ -182,7 +183,8 @@ def open_run(workdir, step=None):
       FileNotFoundError: no config.json, or no checkpoint yet.
       ValueError: `step` has no checkpoint.
     """
-    config = config_lib.read(pathlib.Path(workdir) / "config.json")
+    with workdir_lib.opened(workdir, write=False) as small:
+        config = config_lib.read(small.folder / "config.json")
     saver = checkpoint.Checkpoints(workdir, read_only=True)
     if step is not None and step not in saver.steps():
         raise ValueError(f"{workdir} has no checkpoint of step {step}: there are {', '.join(map(str, saver.steps())) or 'none'}")
@@ -200,8 +202,8 @@ def main(args=None):
         job, state = open_run(args.workdir, args.step)
         evals = build(job.config, job.objective, job.durations, job.abstract)
         print(f"evaluating step {int(state.step):,} of {args.workdir}", flush=True)
-        with jax.set_mesh(job.mesh):
-            results = run(evals, state, int(state.step), job, args.workdir, say=lambda line: print(line, flush=True))
+        with jax.set_mesh(job.mesh), workdir_lib.opened(args.workdir) as small:
+            results = run(evals, state, int(state.step), job, small.folder, say=lambda line: print(line, flush=True))
         job.pipeline.close()
     except (ValueError, OSError, RuntimeError) as error:
         sys.exit(f"error: {error}")

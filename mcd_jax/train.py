@@ -4,7 +4,6 @@ The same command again continues where the run stopped. Exit status: 0 the job f
 (start it again), anything else is a failure with a sentence on stderr.
 """
 import contextlib
-import pathlib
 import sys
 import time
 
@@ -12,10 +11,11 @@ from absl import app, flags, logging
 import jax
 from ml_collections import config_flags
 
-from mcd_jax import checkpoint, evaluate, metrics
+from mcd_jax import checkpoint, distributed, evaluate, metrics
 from mcd_jax import config as config_lib
 from mcd_jax import job as job_lib
 from mcd_jax import mesh as mesh_lib
+from mcd_jax import workdir as workdir_lib
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "a file of configs/, with overrides as --config.key=value")
 _WORKDIR = flags.DEFINE_string("workdir", None, "folder for everything the run writes; one with a checkpoint is continued")
@@ -38,17 +38,20 @@ def train(config, workdir):
     # Workdir, data, objective, optimizer
     # ============================================================================================================================
 
-    workdir = pathlib.Path(workdir)
-    checkpoint.check_writable(workdir)
-    job = job_lib.build(config, bad_examples=workdir / "bad_examples.jsonl")
-    config = job.config
     lead = jax.process_index() == 0
+    checkpoint.check_writable(workdir)
+    workdir_lib.check_shared(workdir)
+    small = workdir_lib.Workdir(workdir, write=lead)
+    folder = small.folder
+    job = job_lib.build(config, bad_examples=folder / "bad_examples.jsonl")
+    config = job.config
     every = job.durations("checkpoint.every", config.checkpoint.every) or job.total_steps
     evals, compiled = evaluate.build(config, job.objective, job.durations, job.abstract), {}
     epochs = job.total_steps * config.batch_size / job.pipeline.examples
     say(lead, f"training {config.objective.name} on {config.data.source.name}: {job.pipeline.examples:,} examples, "
               f"{job.total_steps:,} steps of {config.batch_size} ({epochs:.1f} epochs, {job.total_steps * config.batch_size:,} "
-              f"examples seen), {job.mesh.size} {jax.devices()[0].platform} device(s), workdir {workdir}")
+              f"examples seen), {job.mesh.size} {jax.devices()[0].platform} device(s)"
+              f"{f' in {jax.process_count()} processes' if jax.process_count() > 1 else ''}, workdir {workdir}")
     say(lead, job.placement)
 
     # ============================================================================================================================
@@ -58,6 +61,7 @@ def train(config, workdir):
     saver = checkpoint.Checkpoints(workdir, every, config.checkpoint.keep, config.checkpoint.best or None)
     with contextlib.ExitStack() as stack:
         stack.enter_context(jax.set_mesh(job.mesh))
+        stack.callback(small.close)
         stack.callback(saver.close)
         stack.callback(job.pipeline.close)
         key = jax.random.key(config.seed)
@@ -74,16 +78,16 @@ def train(config, workdir):
             state = job.init(key)
         first = int(state.step)
         if lead:   # not before: a config that doesn't fit the checkpoint must not replace the one that does
-            config_lib.save(config, workdir / "config.json")
+            config_lib.save(config, folder / "config.json")
 
         # ========================================================================================================================
         # Training loop: dispatch step t, then read the metrics of step t - 1
         # ========================================================================================================================
 
         writer = stack.enter_context(contextlib.closing(metrics.Writer(
-            workdir, lead, job.total_steps, first, config.tensorboard, config.wandb, config.to_dict())))
+            folder, lead, job.total_steps, first, config.tensorboard, config.wandb, config.to_dict())))
         clock = metrics.Clock(config.batch_size, job.flops() / config.batch_size, metrics.peak_flops(), writer.last)
-        profile = stack.enter_context(contextlib.closing(metrics.Profile(config.profile_steps, workdir)))
+        profile = stack.enter_context(contextlib.closing(metrics.Profile(config.profile_steps, folder)))
         preemption = stack.enter_context(checkpoint.Preemption())
         batches = job.pipeline.iterate(first)
         late, done = metrics.Late(), first
@@ -98,19 +102,22 @@ def train(config, workdir):
                 if step % config.log_every == 0 or step == job.total_steps:
                     writer.write(step, {**values, **clock.read(), **{name: f(step - 1) for name, f in job.schedules.items()},
                                         "bad_examples": sum(job.pipeline.stats.values()), "memory_bytes": metrics.device_memory()})
+                    small.push(soon=False)
 
         def evaluated(due):
             """Runs the evaluations `due` on the current state and logs their figures."""
             log(late.flush())
             with clock.eval():
-                figures = evaluate.run(due, state, done, job, workdir, preemption.reached, writer.say, compiled)
+                figures = evaluate.run(due, state, done, job, folder, preemption.reached, writer.say, compiled)
             writer.write(done, figures)
 
         def save():
             log(late.flush())
-            scores = evaluate.latest(workdir)
+            scores = evaluate.latest(folder)
             with clock.checkpoint():
+                distributed.barrier(f"the checkpoint of step {done}")
                 saver.save(done, state, scores if scores.get("step") == done else None)
+                small.push()
 
         while done < job.total_steps and not preemption.reached():
             profile.step(done, state)
@@ -145,7 +152,7 @@ def train(config, workdir):
             say(lead, f"preempted: step {done:,} of {job.total_steps:,} is saved in {workdir}; start the same command to go on")
             return PREEMPTED
         digest = checkpoint.checksum(state.params)
-        say(lead, evaluate.table(evaluate.latest(workdir)))
+        say(lead, evaluate.table(evaluate.latest(folder)))
         say(lead, f"finished {done:,} steps in {clock.total():.0f} s of training; results in {workdir}/evals.json")
     print(f"params_checksum={digest}", flush=True)
     return 0
@@ -164,12 +171,14 @@ def main(argv):
         logging.set_verbosity(logging.WARNING)
     start = time.time()
     try:
+        distributed.join()
         status = train(_CONFIG.value, _WORKDIR.value)
     except (ValueError, OSError, Stop) as error:
         print(f"error after {time.time() - start:.0f} s: {error}", file=sys.stderr)
         if flags.FLAGS.verbosity > 0:
             raise
         status = 1
+    distributed.leave(status)
     sys.exit(status)
 
 

@@ -129,7 +129,8 @@ def test_report_of_a_run_that_has_just_begun(tmp_path, monkeypatch):
     def none_yet(*_):
         raise FileNotFoundError("no checkpoint")
     monkeypatch.setattr(gallery_lib, "gather", none_yet)
-    text = report.write(tmp_path).read_text()
+    report.write(tmp_path)
+    text = (tmp_path / "report.html").read_text()
     assert "No step has been logged yet." in text and "Nothing has been evaluated yet." in text and "no checkpoint" in text
     assert sorted(p.name for p in tmp_path.iterdir()) == ["config.json", "report.html"]
     for command in (report.main, evaluate.main):

@@ -4,6 +4,7 @@
 galleries from the newest checkpoint, the config and versions. A run that is still going is reported as far as it got.
 """
 import argparse
+import contextlib
 import importlib.metadata
 import json
 import os
@@ -12,6 +13,7 @@ import platform
 import sys
 
 from mcd_jax import evaluate
+from mcd_jax import workdir as workdir_lib
 from mcd_jax.report import gallery as gallery_lib
 from mcd_jax.report import page
 
@@ -69,21 +71,23 @@ def versions():
 
 
 def write(workdir, compare=None, gallery=""):
-    """Writes `<workdir>/report.html` and returns its path.
+    """Writes `<workdir>/report.html`; returns its path and its size in bytes.
 
     Args:
       compare: another workdir, or None. gallery: see `gallery.gather`.
     """
-    run, other = read(workdir), read(compare) if compare else None
-    try:
-        pictures = gallery_lib.gather(workdir, gallery)
-    except FileNotFoundError as error:
-        pictures = {"error": f"No pictures yet: {error}"}
-    path = pathlib.Path(workdir) / "report.html"
-    part = path.with_name(f".report.{os.getpid()}.html")
-    part.write_text(page.page(run, pictures, other))
-    part.replace(path)
-    return path
+    with contextlib.ExitStack() as stack:
+        mine, *others = [stack.enter_context(workdir_lib.opened(w, write=w == workdir)) for w in (workdir, compare) if w]
+        run, *rest = [{**read(place.folder), "name": place.name} for place in (mine, *others)]
+        try:
+            pictures = gallery_lib.gather(workdir, gallery)
+        except FileNotFoundError as error:
+            pictures = {"error": f"No pictures yet: {error}"}
+        text = page.page(run, pictures, rest[0] if rest else None)
+        part = mine.folder / f".report.{os.getpid()}.html"
+        part.write_text(text)
+        part.replace(mine.folder / "report.html")
+    return f"{str(workdir).rstrip('/')}/report.html", len(text.encode())
 
 
 def main(args=None):
@@ -93,7 +97,7 @@ def main(args=None):
     parser.add_argument("--gallery", default="", help="instance of config.evals.retrieval for the text gallery")
     args = parser.parse_args(args)
     try:
-        path = write(args.workdir, args.compare, args.gallery)
+        path, size = write(args.workdir, args.compare, args.gallery)
     except (ValueError, OSError, RuntimeError) as error:
         sys.exit(f"error: {error}")
-    print(f"{path} ({path.stat().st_size / 1e6:.1f} MB)")
+    print(f"{path} ({size / 1e6:.1f} MB)")
