@@ -33,12 +33,13 @@ class Job(NamedTuple):
     flops: Callable         # () -> matmul and convolution FLOPs of one step over the global batch
 
 
-def build(config, bad_examples=None):
+def build(config, bad_examples=None, devices=None):
     """The `Job` of a config. Nothing is compiled yet, and nothing is written.
 
     Args:
       config: ConfigDict, unresolved or as `config.json` holds it.
       bad_examples: path of the log of replaced examples, or None.
+      devices: to lay the mesh over, such as those of a topology that isn't there (`compile`); None: all that are.
 
     Raises:
       ValueError: what doesn't fit, with the key's name: an unknown key, a missing view, a batch that doesn't divide, ...
@@ -48,9 +49,10 @@ def build(config, bad_examples=None):
     size = config.batch_size
 
     # ---- mesh and data ---------------------------------------------------------------------------------------------------------
-    mesh = mesh_lib.make(config.mesh)
+    mesh = mesh_lib.make(config.mesh, devices)
     mesh_lib.check_batch(size, mesh, config.microbatches, config.group_size)
-    pipeline = pipeline_lib.make(config.data, config.seed, size, rows=mesh_lib.local_rows(size, mesh), bad_log=bad_examples)
+    held = mesh_lib.local_rows(size, mesh) if devices is None else [0]
+    pipeline = pipeline_lib.make(config.data, config.seed, size, rows=held, bad_log=bad_examples)
     rows = mesh_lib.batch_sharding(mesh)
     batch = {k: jax.ShapeDtypeStruct((size, *shape[1:]), dtype, sharding=rows) for k, (shape, dtype) in pipeline.shapes.items()}
     config.model.inputs = inputs(config, pipeline)
@@ -91,9 +93,11 @@ def build(config, bad_examples=None):
 
 
 def model_flops(config, tx, weights, state, batch):
-    """FLOPs of one step over the global batch, without what microbatching computes twice."""
+    """FLOPs of one step over the global batch, without what microbatching and rematerialisation compute twice."""
     config = ConfigDict(config.to_dict())
     config.microbatches = 1
+    for tower in (config.model[name] for name in ("image", "text") if "remat" in config.model[name]):
+        tower.remat = "none"
     objective = load.load("objectives", config.objective.name).make(config)
     memory = {k: v for k, v in state.memory.items() if k != "ema" or not config.ema}
     return tally.count(step_lib.make_step(objective, tx, weights), state._replace(memory=memory), batch)

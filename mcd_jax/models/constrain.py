@@ -1,10 +1,10 @@
-"""The one helper through which models say how activations lie on the mesh."""
-import math
+"""Through which models say how activations lie on the mesh, and when split parameters come together."""
+from functools import partial
 
 import jax
-from jax.sharding import AxisType, PartitionSpec
+from jax.sharding import PartitionSpec
 
-from mcd_jax.mesh import BATCH_AXES
+from mcd_jax import mesh as mesh_lib
 
 
 def shard_batch(x):
@@ -13,12 +13,38 @@ def shard_batch(x):
     Axes that a surrounding `shard_map` made manual are left out. Without a mesh, or when the first axis can't be split evenly,
     it is x itself.
     """
-    mesh = jax.sharding.get_abstract_mesh()
-    if mesh.empty:
-        return x
-    axes = tuple(axis for axis, kind in zip(mesh.axis_names, mesh.axis_types, strict=True)
-                 if axis in BATCH_AXES and kind == AxisType.Auto and mesh.shape[axis] > 1)
-    if not axes or x.shape[0] % math.prod(mesh.shape[axis] for axis in axes):
+    axes, devices = mesh_lib.ambient_batch_axes()
+    if not axes or x.shape[0] % devices:
         return x
     free = [PartitionSpec.UNCONSTRAINED] * (x.ndim - 1)
     return jax.lax.with_sharding_constraint(x, PartitionSpec(axes, *free))
+
+
+def gather_params(params, dtype):
+    """A layer's parameters (a tree of float32) brought together from the axis fsdp, matrices already in `dtype`.
+
+    Called inside the layer, and inside what is rematerialised: one layer at a time is whole, and travels in the compute dtype. Its
+    gradient goes back to the pieces as a sum that is scattered, where a plain constraint would make every device hold all of it.
+    Without an axis fsdp, under tensor parallelism, or inside a `shard_map`, it is `params` itself.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    axes, _ = mesh_lib.ambient_batch_axes()
+    if "fsdp" not in axes or mesh.shape["tensor"] > 1:
+        return params
+
+    def gather(x):
+        spec = mesh_lib.spec("fsdp", x.shape, mesh)
+        return x if spec == PartitionSpec() else _gather(x, spec, dtype if x.ndim > 1 else x.dtype)
+    return jax.tree.map(gather, params)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(1, 2))
+def _gather(x, spec, dtype):
+    return jax.lax.with_sharding_constraint(x.astype(dtype), PartitionSpec())
+
+
+def _gather_backward(spec, dtype, _, gradient):
+    return (jax.lax.with_sharding_constraint(gradient, spec).astype("float32"),)
+
+
+_gather.defvjp(lambda x, spec, dtype: (_gather(x, spec, dtype), None), _gather_backward)

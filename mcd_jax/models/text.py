@@ -75,7 +75,7 @@ class Text(nn.Module):
         x, blocks = transformer.run_blocks(
             x, depth=self.depth, num_heads=self.num_heads, mlp_dim=self.mlp_dim, act=self.act, eps=self.eps, dtype=self.dtype,
             scan=self.scan, remat=self.remat, mask=self._mask(seen, prefix),
-            gain=transformer.path_gain(path_noise, self.drop_path, self.depth))
+            gain=transformer.path_gain(path_noise, self.drop_path, self.depth), init=self.is_initializing())
         x = nn.LayerNorm(epsilon=self.eps, dtype=self.dtype, name="ln_final")(x)
         out.update(blocks, tokens=x[:, prefix:])
         if self.pool == "map":

@@ -12,7 +12,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from mcd_jax.models.constrain import shard_batch
+from mcd_jax.models.constrain import gather_params, shard_batch
 
 ACTIVATIONS = {
     "gelu": functools.partial(jax.nn.gelu, approximate=False),
@@ -89,20 +89,21 @@ class Block(nn.Module):
         return h, h
 
 
-def run_blocks(x, *, depth, num_heads, mlp_dim, act, eps, dtype, scan, remat, mask=None, gain=None):
+def run_blocks(x, *, depth, num_heads, mlp_dim, act, eps, dtype, scan, remat, mask=None, gain=None, init=False):
     """Applies `depth` blocks inside the calling module's scope.
 
     Args:
       x: (B, N, W) activations.
       mask: None or bool (B or 1, 1, N or 1, N), True where attention may look.
       gain: None or float32 (depth, B), see `path_gain`.
+      init: whether the parameters are being made, and there are none yet to bring together.
 
     Returns:
       The last activations and a dict "block_i" -> activations after block i.
     """
-    block = Block
+    block = Block if init else nn.map_variables(Block, "params", functools.partial(gather_params, dtype=dtype))
     if remat != "none":
-        block = nn.remat(Block, policy=REMAT[remat], prevent_cse=not scan)
+        block = nn.remat(block, policy=REMAT[remat], prevent_cse=not scan)
     options = {"num_heads": num_heads, "mlp_dim": mlp_dim, "depth": depth, "act": act, "eps": eps, "dtype": dtype}
     if scan:
         layers = nn.scan(block, variable_axes={"params": 0}, split_rngs={"params": True}, in_axes=(0, nn.broadcast), length=depth)

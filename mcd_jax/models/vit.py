@@ -95,7 +95,8 @@ class ViT(nn.Module):
             x = nn.LayerNorm(epsilon=self.eps, dtype=self.dtype, name="ln_pre")(x)
         x, blocks = transformer.run_blocks(
             x, depth=self.depth, num_heads=self.num_heads, mlp_dim=self.mlp_dim, act=self.act, eps=self.eps, dtype=self.dtype,
-            scan=self.scan, remat=self.remat, gain=transformer.path_gain(path_noise, self.drop_path, self.depth))
+            scan=self.scan, remat=self.remat, gain=transformer.path_gain(path_noise, self.drop_path, self.depth),
+            init=self.is_initializing())
         x = nn.LayerNorm(epsilon=self.eps, dtype=self.dtype, name="ln_post")(x)
         out.update(blocks, tokens=x[:, prefix:])
         if self.pool == "class":

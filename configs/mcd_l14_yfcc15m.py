@@ -1,0 +1,16 @@
+"""MCD, ViT-L/14, on YFCC15M: batch 4096, 32 epochs, the settings of the method's line of work (a reconstruction, see the README).
+
+python -m mcd_jax.train --config=configs/mcd_l14_yfcc15m.py:source=/data/yfcc15m/*.array_record --workdir=gs://my-bucket/runs/mcd_l14_yfcc15m
+
+Not trained here: compiled ahead of time only (README, table of flagship configs).
+"""
+from configs import pretrain
+from mcd_jax import config as config_lib
+
+
+def get_config(arguments=""):
+    args = pretrain.arguments(arguments, batch_size=4096, source="data/yfcc15m/*.array_record", fsdp=1, remat="full")
+    views = dict(image=pretrain.ORIGINAL, augmented=pretrain.AUGMENTED)
+    config = pretrain.base("L/14", "clip-L", 768, views, steps="32 epochs", **args)
+    config.objective = config_lib.objective("mcd")
+    return config

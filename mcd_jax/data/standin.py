@@ -1,0 +1,22 @@
+"""A source without data: one grey image and a few words, as often as asked. For planning a job where its data isn't."""
+import numpy as np
+import simplejpeg
+
+
+class Standin:
+    """`examples` times the same example: image (JPEG bytes), text, key."""
+
+    def __init__(self, examples):
+        self._image = simplejpeg.encode_jpeg(np.full((256, 256, 3), 128, np.uint8))
+        self._examples = examples
+
+    def __len__(self):
+        return self._examples
+
+    def __getitem__(self, index):
+        return {"image": self._image, "text": "a grey square", "key": str(index)}
+
+
+def make(spec):
+    """The source of dict(name="mcd_jax.data.standin", examples=N)."""
+    return Standin(int(spec["examples"]))

@@ -1,0 +1,186 @@
+"""What a compiled program moves: collectives and memory traffic, read from its HLO text, loops counted as often as they run.
+
+The compiler's own `cost_analysis` counts the body of a loop once; here the known trip count of every `while` multiplies what is
+inside. Traffic is counted at the borders of fusions: what an operation reads and writes in memory, a slice of a large buffer as the
+slice. It is an estimate: buffers that stay in on-chip memory from one operation to the next are counted as if they went out.
+"""
+import math
+import re
+from typing import NamedTuple
+
+BYTES = {"pred": 1, "s4": 1, "u4": 1, "s8": 1, "u8": 1, "s16": 2, "u16": 2, "s32": 4, "u32": 4, "s64": 8, "u64": 8,
+         "f16": 2, "bf16": 2, "f32": 4, "f64": 8, "c64": 8, "c128": 16, "f8e4m3fn": 1, "f8e5m2": 1, "f8e4m3b11fnuz": 1, "f8e4m3": 1}
+COLLECTIVES = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute")
+_FREE = ("parameter", "constant", "tuple", "get-tuple-element", "bitcast", "after-all", "iota", "partition-id", "replica-id")
+_SHAPE = re.compile(r"\b(" + "|".join(BYTES) + r")\[([\d,]*)\]")
+_HEAD = re.compile(r"^(ENTRY )?%?([\w.\-]+) \(.*\) -> .*\{$")
+_LINE = re.compile(r"^\s+(ROOT )?%?([\w.\-]+) = (.*)$")
+_OP = re.compile(r"\s([a-z][\w\-]*)\(")
+_CALLS = re.compile(r"(?:calls|to_apply|body|condition|branch_computations|true_computation|false_computation)="
+                    r"(\{[^}]*\}|%?[\w.\-]+)")
+_TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"')
+
+
+class Op(NamedTuple):
+    name: str
+    kind: str
+    bytes: int        # of its result
+    operands: tuple   # names
+    calls: tuple      # names of computations
+    trips: int        # of a while loop whose count is known, else 1
+    root: bool
+    line: str
+
+
+def parse(text):
+    """({computation: [Op]}, name of the entry) of an HLO module's text."""
+    computations, entry, current = {}, None, None
+    for line in text.splitlines():
+        if head := _HEAD.match(line):
+            current = computations.setdefault(head[2], [])
+            entry = head[2] if head[1] else entry
+        elif current is not None and (found := _LINE.match(line)):
+            op = _op(found[2], found[3], bool(found[1]), line)
+            if op:
+                current.append(op)
+    return computations, entry
+
+
+def _op(name, rest, root, line):
+    kind = _OP.search(" " + rest)
+    if not kind:
+        return None
+    start = kind.end() - 1   # of the operands in `rest`: the blank put in front moves them by one
+    shape, depth, end = rest[:kind.start()], 0, len(rest)
+    for i in range(start - 1, len(rest)):
+        depth += {"(": 1, ")": -1}.get(rest[i], 0)
+        if depth == 0 and rest[i] == ")":
+            end = i
+            break
+    operands = tuple(re.findall(r"%([\w.\-]+)", rest[start:end]))
+    calls = tuple(c for group in _CALLS.findall(rest[end:]) for c in re.findall(r"%?([\w.\-]+)", group))
+    trips = _TRIPS.search(rest[end:])
+    return Op(name, kind[1], size(shape), operands, calls, int(trips[1]) if trips and kind[1] == "while" else 1, root, line)
+
+
+def size(shape):
+    """Bytes of a shape's text such as "f32[8,16]{1,0}" or a tuple of them."""
+    return sum(BYTES[kind] * math.prod(int(n) for n in dims.split(",") if n) for kind, dims in _SHAPE.findall(shape))
+
+
+def runs(computations, entry):
+    """{computation: how often one call of the program runs it}, and the set of those that run inside a fusion or a reduction."""
+    times, inner, queue = {}, set(), [(entry, 1, False)]
+    while queue:
+        name, count, inside = queue.pop()
+        times[name] = times.get(name, 0) + count
+        if inside:
+            inner.add(name)
+        for op in computations.get(name, ()):
+            for called in op.calls:
+                if called in computations:
+                    within = inside or op.kind not in ("while", "conditional", "call", "async-start")
+                    queue.append((called, count * op.trips, within))
+    return times, inner
+
+
+def collectives(text):
+    """{kind: {"count", "bytes", "async"}}: how often a device takes part, bytes of the results, and how many are asynchronous."""
+    computations, entry = parse(text)
+    times, _ = runs(computations, entry)
+    result = {}
+    for name, ops in computations.items():
+        for op in ops:
+            kind = op.kind.removesuffix("-start")
+            if kind in COLLECTIVES and times.get(name):
+                own = result.setdefault(kind, {"count": 0, "bytes": 0, "async": 0})
+                own["count"] += times[name]
+                own["bytes"] += times[name] * _moved(op, kind, ops)
+                own["async"] += times[name] * (op.kind.endswith("-start") or "async_collective_name" in op.line
+                                               or name.startswith("async"))
+    return result
+
+
+def _moved(op, kind, ops):
+    """Bytes that matter of a collective: the larger of what goes in and what comes out (a start's result holds both)."""
+    sizes = {o.name: o.bytes for o in ops}
+    before = sum(sizes.get(name, 0) for name in op.operands)
+    after = op.bytes - before if op.kind.endswith("-start") and kind != "all-reduce" else op.bytes
+    return max(before, after, 0)
+
+
+def traffic(text):
+    """Bytes that one call of the program reads from and writes to memory, estimated."""
+    computations, entry = parse(text)
+    times, inner = runs(computations, entry)
+    total = 0
+    for name, count in times.items():
+        if name not in inner:
+            sizes = {op.name: op.bytes for op in computations[name]}
+            total += count * sum(_touched(op, sizes, computations) for op in computations[name])
+    return total
+
+
+def _touched(op, sizes, computations):
+    if op.kind in (*_FREE, "while", "conditional", "call") or op.kind.endswith("-done"):
+        return 0
+    operands = [sizes.get(name, 0) for name in op.operands]
+    if op.kind == "dynamic-slice":
+        return 2 * op.bytes
+    if op.kind == "dynamic-update-slice":
+        return 2 * (operands[1] if len(operands) > 1 else 0)
+    if op.kind == "fusion" and op.calls and op.calls[0] in computations:
+        return _fused(op, operands, computations[op.calls[0]])
+    return op.bytes + sum(operands)
+
+
+def _fused(op, operands, body):
+    """Reads and writes of a fusion: slices of large buffers as slices, buffers updated in place as the update."""
+    by_name = {o.name: o for o in body}
+    users = {}
+    for o in body:
+        for name in o.operands:
+            users.setdefault(name, []).append(o)
+    written = op.bytes
+    for o in body:
+        if o.kind == "dynamic-update-slice" and o.operands:
+            update = by_name.get(o.operands[1]) if len(o.operands) > 1 else None
+            if update is not None and (o.root or any(u.root for u in users.get(o.name, ()))):
+                written += update.bytes - o.bytes
+    read = 0
+    for o in body:
+        number = re.search(r"parameter\((\d+)\)", o.line) if o.kind == "parameter" else None
+        if number and int(number[1]) < len(operands):
+            uses = _uses(o, users)
+            if uses and all(u.kind == "dynamic-slice" or (u.kind == "dynamic-update-slice" and u.operands[0] in names)
+                            for u, names in uses):
+                read += sum(u.bytes for u, _ in uses if u.kind == "dynamic-slice")
+            else:
+                read += operands[int(number[1])]
+    return max(written, 0) + read
+
+
+def _uses(parameter, users):
+    """[(user, names under which it knows the parameter)], seen through bitcasts."""
+    names, queue, found = {parameter.name}, [parameter.name], []
+    while queue:
+        for user in users.get(queue.pop(), ()):
+            if user.kind == "bitcast" and user.name not in names:
+                names.add(user.name)
+                queue.append(user.name)
+            elif user.kind != "bitcast":
+                found.append(user)
+    return [(user, names) for user in found]
+
+
+def largest(text, count=5):
+    """[(bytes, kind, name, source)] of the largest results of operations outside of fusions, the same name once."""
+    computations, entry = parse(text)
+    times, inner = runs(computations, entry)
+    found = {}
+    for name in times:
+        for op in computations[name] if name not in inner else ():
+            if op.kind not in (*_FREE, "while", "conditional", "call", "copy-start", "copy-done"):
+                source = re.search(r'op_name="([^"]*)"', op.line)
+                found[op.name] = (op.bytes, op.kind, op.name, source[1] if source else "")
+    return sorted(found.values(), reverse=True)[:count]

@@ -1,0 +1,112 @@
+"""Every method on every mesh: one step is the same on 1, 2 and 4 devices, in slices or whole, gathered or as a ring."""
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import tiny
+
+from mcd_jax import hlo, load, optim
+from mcd_jax import mesh as mesh_lib
+from mcd_jax import step as step_lib
+
+MESHES = {"1": ({}, 1), "2 data": ({"data": 2}, 2), "4 data": ({"data": 4}, 4), "2 data x 2 fsdp": ({"data": 2, "fsdp": 2}, 4),
+          "2 slices x 2 fsdp": ({"slice": 2, "fsdp": 2}, 4), "2 data x 2 tensor": ({"data": 2, "tensor": 2}, 4)}
+VIT = dict(name="vit", width=16, depth=2, num_heads=2, mlp_dim=32, patch_size=4, scan=True, remat="full")
+EXTRA = {"mcd": dict(distill=0.5, clip_augmented=0.5)}   # every term that a mesh could break
+
+
+def setup(method, mesh, microbatches=1, form="gather", tower=tiny.IMAGE):
+    """(mesh, jitted step, state on it, batch on it) with plain SGD, so that the update is the gradient."""
+    config = tiny.config(method, form=form)
+    config.model.image, config.microbatches = tower, microbatches
+    for term, weight in EXTRA.get(method, {}).items():
+        config.objective.weights[term] = weight
+    config.optimizer.optimizers = ((".*", dict(name="sgd", momentum=0.0)),)
+    config.optimizer.lr, config.optimizer.weight_decay, config.optimizer.clip_norm = 1.0, 0.0, 0.0
+    objective = load.load("objectives", method).make(config)
+    batch = jax.tree.map(jnp.asarray, tiny.batch())
+    shapes = jax.eval_shape(objective.init, jax.random.key(0), batch)
+    tx, _ = optim.make(config.optimizer, shapes, total_steps=10, batch_size=tiny.BATCH, examples=80)
+    sizes, devices = MESHES[mesh]
+    mesh = mesh_lib.make(sizes, jax.devices()[:devices])
+    state = step_lib.init_state(objective, tx, jax.random.key(0), batch)
+    places = mesh_lib.shardings(state, ((".*", "fsdp"),), mesh)
+    step = jax.jit(step_lib.make_step(objective, tx, config.objective.weights.to_dict()), out_shardings=(places, None))
+    return mesh, step, jax.device_put(state, places), jax.device_put(batch, mesh_lib.batch_sharding(mesh))
+
+
+def one_step(method, mesh, *how):
+    """({term: loss}, gradient) of the first step."""
+    mesh, step, state, batch = setup(method, mesh, *how)
+    with jax.set_mesh(mesh):
+        after, report = jax.block_until_ready(step(state, batch))
+    gradient = jax.tree.map(lambda a, b: np.asarray(a) - np.asarray(b), state.params, after.params)
+    return {k: float(v) for k, v in report.items() if k.startswith("loss")}, gradient
+
+
+_PLAIN = {}
+
+
+def compare(method, mesh, microbatches, form, tower=tiny.IMAGE):
+    key = method, tower["name"]
+    if key not in _PLAIN:
+        _PLAIN[key] = one_step(method, "1", 1, "gather", tower)
+    losses, gradient = _PLAIN[key]
+    got_losses, got = one_step(method, mesh, microbatches, form, tower)
+    assert got_losses.keys() == losses.keys()
+    for term, value in losses.items():
+        np.testing.assert_allclose(got_losses[term], value, rtol=2e-5, atol=2e-6, err_msg=term)
+    largest = max(float(np.max(np.abs(g))) for g in jax.tree.leaves(gradient))
+    for (path, a), b in zip(jax.tree_util.tree_leaves_with_path(gradient), jax.tree.leaves(got), strict=True):
+        np.testing.assert_allclose(b, a, rtol=1e-3, atol=1e-5 * largest, err_msg=jax.tree_util.keystr(path))
+
+
+@pytest.mark.parametrize("method", tiny.METHODS)
+def test_split_sliced_and_as_a_ring(method):
+    compare(method, "2 data x 2 fsdp", 2, "ring")
+
+
+def test_a_transformer_whose_layers_are_gathered_one_by_one():
+    compare("clip", "2 data x 2 fsdp", 1, "ring", VIT)
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("form", ["gather", "ring"])
+@pytest.mark.parametrize("microbatches", [1, 2])
+@pytest.mark.parametrize("mesh", MESHES)
+@pytest.mark.parametrize("method", tiny.METHODS)
+def test_every_mesh(method, mesh, microbatches, form):
+    compare(method, mesh, microbatches, form)
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("mesh", MESHES)
+@pytest.mark.parametrize("method", ["slip", "mcd"])
+def test_transformers_on_every_mesh(method, mesh):
+    compare(method, mesh, 1, "gather", VIT)
+    compare(method, mesh, 2, "ring", VIT)
+
+
+@pytest.mark.parametrize("method", ["clip", pytest.param("mcd", marks=pytest.mark.full)])
+def test_collectives_of_the_step(method):
+    """Sliced on a data x fsdp mesh: parameters are gathered before the loop and gradients reduced after it, nothing inside."""
+    mesh, step, state, batch = setup(method, "2 data x 2 fsdp", 2, "gather", VIT)
+    with jax.set_mesh(mesh):
+        text = step.lower(state, batch).compile().as_text()
+    computations, entry = hlo.parse(text)
+    times, _ = hlo.runs(computations, entry)
+    inside = [op.kind for name, ops in computations.items() if times.get(name, 0) and name in bodies(computations)
+              for op in ops if op.kind.startswith("all-reduce")]
+    assert not inside
+    assert hlo.collectives(text)["all-gather"]["count"] > 0
+
+
+def bodies(computations):
+    """Names of all computations that run inside a while loop."""
+    queue, found = [c for ops in computations.values() for op in ops if op.kind == "while" for c in op.calls], set()
+    while queue:
+        name = queue.pop()
+        if name not in found:
+            found.add(name)
+            queue += [c for op in computations.get(name, ()) for c in op.calls]
+    return found
