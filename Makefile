@@ -1,10 +1,11 @@
-# make train | test | test-all | lint | bench | setup. Everything installs itself into .venv; a second call installs nothing.
+# make train | test | test-all | test-peers | lint | bench | setup. Everything installs itself into .venv; a second call installs nothing.
 PYTHON ?= python3.11
 VENV   := .venv
 BIN    := $(VENV)/bin
+PEERS  := .venv-peers
 export JAX_PLATFORMS ?= cpu
 
-.PHONY: train test test-all lint bench setup clean
+.PHONY: train test test-all test-peers lint bench setup clean
 
 train: $(VENV)/.train
 	$(BIN)/python -m mcd_jax.train --config=configs/mcd_emoji.py --workdir=runs/mcd_emoji
@@ -13,8 +14,11 @@ train: $(VENV)/.train
 test: $(VENV)/.dev
 	$(BIN)/python -m pytest -q -m "not full" tests
 
-test-all: $(VENV)/.dev
+test-all: $(VENV)/.dev $(VENV)/.tpu
 	$(BIN)/python -m pytest -q -m full tests
+
+test-peers: $(PEERS)/.done
+	$(PEERS)/bin/python -m pytest -q --confcutdir=tests/peers tests/peers
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .
@@ -30,9 +34,24 @@ $(VENV)/.train: requirements.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.txt
 	touch $@
 
-$(VENV)/.dev: requirements-dev.txt $(VENV)/.train
+# xpk pins 486 MB of Google libraries, some against ours (packaging, PyYAML). The tests need nothing but its argument parser,
+# so it comes without them, in a folder that only tests/test_launch.py looks into.
+$(VENV)/.dev: requirements-dev.txt requirements-xpk.txt $(VENV)/.train
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements-dev.txt
+	rm -rf $(VENV)/xpk
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --target $(VENV)/xpk -r requirements-xpk.txt
+	touch $@
+
+# libtpu compiles for TPUs without one (0.7 GB); only `make test-all` and `python -m mcd_jax.compile` need it
+$(VENV)/.tpu: requirements-tpu.txt $(VENV)/.train
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements-tpu.txt
+	touch $@
+
+$(PEERS)/.done: requirements-peers.txt requirements.txt
+	test -x $(PEERS)/bin/python || $(PYTHON) -m venv $(PEERS)
+	$(PEERS)/bin/python -m pip install --quiet --disable-pip-version-check -r requirements.txt -r requirements-peers.txt
+	$(PEERS)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps torchvision==0.28.0 open_clip_torch timm
 	touch $@
 
 clean:
-	rm -rf $(VENV) .cache
+	rm -rf $(VENV) $(PEERS) .cache

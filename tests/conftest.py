@@ -1,4 +1,5 @@
 """Test session: four fake CPU devices, a compile cache, and strict ranks (broadcasting must be spelled out)."""
+import importlib.util
 import os
 import pathlib
 
@@ -8,6 +9,8 @@ os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_backend_opti
 _CACHE = pathlib.Path(__file__).resolve().parent.parent / ".cache" / "jax"
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(_CACHE))
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.3")
+
+collect_ignore = [] if importlib.util.find_spec("torch") else ["peers"]   # those run by `make test-peers`, beside PyTorch
 
 import jax  # noqa: E402
 
