@@ -11,7 +11,7 @@ import os
 
 # before jax: libtpu must not look for the machine that it isn't on
 os.environ.update(JAX_PLATFORMS="cpu", TPU_SKIP_MDS_QUERY="1", TPU_ACCELERATOR_TYPE="v5litepod-16",
-                  TPU_WORKER_HOSTNAMES="localhost", TPU_WORKER_ID="0")
+                  TPU_WORKER_HOSTNAMES="localhost", TPU_WORKER_ID="0", ALLOW_MULTIPLE_LIBTPU_LOAD="1")
 
 import importlib.util
 import json
@@ -53,6 +53,8 @@ def devices_of(topology, slices=1):
     try:
         return topologies.get_topology_desc(platform="tpu", topology_name=topology, **options).devices
     except Exception as error:
+        if "lockfile" in str(error):
+            raise RuntimeError(f"another process uses libtpu: {str(error).splitlines()[0][:200]}") from error
         names = "; ".join(f"{chip}:{sizes.replace(', ', f', {chip}:')}" for chip, sizes in KNOWN.items())
         raise ValueError(f"there is no topology {topology!r}: {names} ({str(error).splitlines()[0][:200]})") from error
 

@@ -1,8 +1,9 @@
 """What a compiled program moves: collectives and memory traffic, read from its HLO text, loops counted as often as they run.
 
-The compiler's own `cost_analysis` counts the body of a loop once; here the known trip count of every `while` multiplies what is
-inside. Traffic is counted at the borders of fusions: what an operation reads and writes in memory, a slice of a large buffer as the
-slice. It is an estimate: buffers that stay in on-chip memory from one operation to the next are counted as if they went out.
+The compiler's own `cost_analysis` counts the body of a loop once; here the trip count of every `while` multiplies what is inside: as
+the compiler noted it, or else the number that its condition compares the counter with (TPU programs note none). Traffic is counted
+at the borders of fusions: what an operation reads and writes in memory, a slice of a large buffer as the slice. It is an estimate:
+buffers that stay in on-chip memory from one operation to the next are counted as if they went out.
 """
 import math
 import re
@@ -27,7 +28,7 @@ class Op(NamedTuple):
     bytes: int        # of its result
     operands: tuple   # names
     calls: tuple      # names of computations
-    trips: int        # of a while loop whose count is known, else 1
+    trips: int        # of a while loop as the compiler noted it, else 0
     root: bool
     line: str
 
@@ -60,7 +61,7 @@ def _op(name, rest, root, line):
     operands = tuple(re.findall(r"%([\w.\-]+)", rest[start:end]))
     calls = tuple(c for group in _CALLS.findall(rest[end:]) for c in re.findall(r"%?([\w.\-]+)", group))
     trips = _TRIPS.search(rest[end:])
-    return Op(name, kind[1], size(shape), operands, calls, int(trips[1]) if trips and kind[1] == "while" else 1, root, line)
+    return Op(name, kind[1], size(shape), operands, calls, int(trips[1]) if trips and kind[1] == "while" else 0, root, line)
 
 
 def size(shape):
@@ -77,11 +78,23 @@ def runs(computations, entry):
         if inside:
             inner.add(name)
         for op in computations.get(name, ()):
+            trips = (op.trips or _counted(op, computations)) if op.kind == "while" else 1
             for called in op.calls:
                 if called in computations:
                     within = inside or op.kind not in ("while", "conditional", "call", "async-start")
-                    queue.append((called, count * op.trips, within))
+                    queue.append((called, count * trips, within))
     return times, inner
+
+
+def _counted(op, computations):
+    """Iterations of a loop that counts from 0 by 1 to the only whole number in its condition; 1 where it doesn't look like that."""
+    queue, numbers = re.findall(r"condition=%?([\w.\-]+)", op.line), []
+    while queue:
+        for inner in computations.get(queue.pop(), ()):
+            queue += inner.calls
+            if inner.kind == "constant" and (number := re.search(r"= [su](?:32|64)\[\]\S* constant\((\d+)\)", inner.line)):
+                numbers.append(int(number[1]))
+    return numbers[0] if len(numbers) == 1 else 1
 
 
 def collectives(text):

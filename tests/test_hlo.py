@@ -48,13 +48,15 @@ TPU = """HloModule jit_step
   ROOT %out = (s32[], bf16[64,128]{1,0}) tuple(%x, %done)
 }
 %cond (arg.1: (s32[], bf16[64,128])) -> pred[] {
+  %constant.1188.clone.2 = s32[]{:T(128)} constant(16)
   %arg.1 = (s32[], bf16[64,128]{1,0}) parameter(0)
-  ROOT %less = pred[] constant(true)
+  %i = s32[]{:T(128)} get-tuple-element(%arg.1), index=0
+  ROOT %lt.88 = pred[]{:T(512)} compare(%i, %constant.1188.clone.2), direction=LT
 }
 ENTRY %main (p: bf16[64,128]) -> f32[64,128] {
   %p = bf16[64,128]{1,0:T(8,128)(2,1)} parameter(0)
   %init = (s32[], bf16[64,128]{1,0}) tuple(%p)
-  %loop = (s32[], bf16[64,128]{1,0}) while(%init), condition=%cond, body=%body, backend_config={"known_trip_count":{"n":"16"}}
+  %loop = (s32[], bf16[64,128]{1,0}) while(%init), condition=%cond, body=%body
   %y = bf16[64,128]{1,0} get-tuple-element(%loop), index=1
   ROOT %f = f32[64,128]{1,0} fusion(%y), kind=kLoop, calls=%fused, metadata={op_name="jit(step)/convert"}
 }
@@ -64,5 +66,7 @@ ENTRY %main (p: bf16[64,128]) -> f32[64,128] {
 def test_the_text_of_a_tpu_program():
     size = 64 * 128 * 2
     assert hlo.collectives(TPU) == {"collective-permute": {"count": 16, "bytes": 16 * size, "async": 16}}
-    assert hlo.traffic(TPU) == 16 * 3 * size + size + 2 * size
+    noted = TPU.replace("body=%body", 'body=%body, backend_config={"known_trip_count":{"n":"4"}}')
+    assert hlo.collectives(noted)["collective-permute"]["count"] == 4
+    assert hlo.traffic(TPU) == 16 * (3 * size + 9) + size + 2 * size   # 9: the comparison of the counter
     assert (2 * size, "fusion", "f", "jit(step)/convert") in hlo.largest(TPU, 2)
