@@ -1,9 +1,9 @@
 """What a compiled program moves: collectives and memory traffic, read from its HLO text, loops counted as often as they run.
 
 The compiler's own `cost_analysis` counts the body of a loop once; here the trip count of every `while` multiplies what is inside:
-as the compiler noted it, or else the number that its condition compares the counter with (TPU programs note none). Traffic is counted
-at the borders of fusions: what an operation reads and writes in memory, a slice of a large buffer as the slice. It is an estimate:
-buffers that stay in on-chip memory from one operation to the next are counted as if they went out.
+as the compiler noted it, or else the number that its condition compares the counter with (TPU programs note none). Traffic is
+counted at the borders of fusions: what an operation reads and writes in memory, a slice of a large buffer as the slice. It is an
+estimate: buffers that stay in on-chip memory from one operation to the next are counted as if they went out.
 """
 import math
 import re
