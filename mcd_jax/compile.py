@@ -27,13 +27,6 @@ from ml_collections import config_flags
 from mcd_jax import flops, hlo
 from mcd_jax import job as job_lib
 
-_CONFIG = config_flags.DEFINE_config_file("config", None, "a file of configs/, with overrides as --config.key=value")
-_TOPOLOGY = flags.DEFINE_string("topology", None, "such as v5e:16x16, v6e:16x16, v5p:8x8x8")
-_SLICES = flags.DEFINE_integer("slices", 1, "how many of them, joined by the data-centre network", lower_bound=1)
-_EFFORT = flags.DEFINE_enum("effort", "low", ["low", "default"], "of the compiler")
-_JSON = flags.DEFINE_bool("json", False, "print one JSON line")
-_EXAMPLES = flags.DEFINE_integer("examples", 10 ** 6, "of the data set, where it isn't on this machine", lower_bound=1)
-
 KNOWN = {"v4": "2x2x1 to 8x8x8", "v5e": "1x1, 2x2, 2x4, 4x4, 4x8, 8x8, 8x16, 16x16", "v5p": "2x2x1 to 16x16x16",
          "v6e": "1x1, 2x2, 2x4, 4x4, 4x8, 8x8, 8x16, 16x16"}
 
@@ -160,25 +153,31 @@ def main(argv):
         raise app.UsageError(f"unknown argument {argv[1]!r}: flags begin with --")
     logging.set_verbosity(logging.ERROR)
     try:
-        devices = devices_of(_TOPOLOGY.value, _SLICES.value)
-        config = _CONFIG.value
-        if _SLICES.value > 1:
-            config.mesh.slice = _SLICES.value
-        job, standin = plan(config, devices, _EXAMPLES.value)
+        devices = devices_of(flags.FLAGS.topology, flags.FLAGS.slices)
+        config = flags.FLAGS.config
+        if flags.FLAGS.slices > 1:
+            config.mesh.slice = flags.FLAGS.slices
+        job, standin = plan(config, devices, flags.FLAGS.examples)
     except (ValueError, OSError, RuntimeError) as error:
         sys.exit(f"error: {error}")
     start = time.perf_counter()
     try:
-        figures = account(job, *compiled(job, _EFFORT.value))
+        figures = account(job, *compiled(job, flags.FLAGS.effort))
     except jax.errors.JaxRuntimeError as error:
         figures = refused(job, error, time.perf_counter() - start)
     name = next((a.split("=", 1)[1] for a in sys.argv[1:] if a.startswith("--config=")), "")
-    figures = {"config": name, "topology": _TOPOLOGY.value, "slices": _SLICES.value, "chips": job.mesh.size,
-               "effort": _EFFORT.value, "standin": standin, **figures}
-    print(json.dumps(figures) if _JSON.value else text(figures), flush=True)
+    figures = {"config": name, "topology": flags.FLAGS.topology, "slices": flags.FLAGS.slices, "chips": job.mesh.size,
+               "effort": flags.FLAGS.effort, "standin": standin, **figures}
+    print(json.dumps(figures) if flags.FLAGS.json else text(figures), flush=True)
     sys.exit(0 if figures["fits"] else 1)
 
 
-if __name__ == "__main__":
+if __name__ == "__main__":   # not at import: other commands have a --config too
+    config_flags.DEFINE_config_file("config", None, "a file of configs/, with overrides as --config.key=value")
+    flags.DEFINE_string("topology", None, "such as v5e:16x16, v6e:16x16, v5p:8x8x8")
+    flags.DEFINE_integer("slices", 1, "how many of them, joined by the data-centre network", lower_bound=1)
+    flags.DEFINE_enum("effort", "low", ["low", "default"], "of the compiler")
+    flags.DEFINE_bool("json", False, "print one JSON line")
+    flags.DEFINE_integer("examples", 10 ** 6, "of the data set, where it isn't on this machine", lower_bound=1)
     flags.mark_flags_as_required(["config", "topology"])
     app.run(main)
