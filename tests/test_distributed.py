@@ -59,7 +59,8 @@ def command(workdir, *overrides):
 
 
 def losses(workdir):
-    return {d["step"]: d["loss"] for d in map(json.loads, (workdir / "metrics.jsonl").read_text().splitlines())}
+    lines = map(json.loads, (workdir / "metrics.jsonl").read_text().splitlines())
+    return {line["step"]: line["loss"] for line in lines if "loss" in line}   # those of evaluations have none
 
 
 def checksum(result):

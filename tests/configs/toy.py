@@ -15,6 +15,7 @@ def get_config():
     config.optimizer.lr = 1e-2
     views = dict(image="decode|resize(16)", text="caption('first')|tokenize(8, 'emoji')")
     config.evals.retrieval = dict(validation=dict(source=dict(name="emoji", split="validation"), views=views, match="concept_id",
-                                                  without=dict(no_flags="flag"), read="params"))
+                                                  without=dict(no_flags="flag"), read="params",
+                                                  every="100 percent"))
     config.checkpoint.every = "4 steps"
     return config
