@@ -188,8 +188,8 @@ def leave(status):
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(status)
-    _LEFT.set()
     barrier("the end of the job")
+    _LEFT.set()
     for connection in _OPEN:
         with contextlib.suppress(OSError):
             connection.sendall(b"bye\n")

@@ -97,15 +97,29 @@ def _counted(op, computations):
     return numbers[0] if len(numbers) == 1 else 1
 
 
-def collectives(text):
-    """{kind: {"count", "bytes", "async"}}: how often a device takes part, bytes of the results, and how many are asynchronous."""
+def looped(computations):
+    """Names of all computations that run inside a while loop."""
+    queue, found = [c for ops in computations.values() for op in ops if op.kind == "while" for c in op.calls], set()
+    while queue:
+        if (name := queue.pop()) not in found:
+            found.add(name)
+            queue += [c for op in computations.get(name, ()) for c in op.calls]
+    return found
+
+
+def collectives(text, loops_only=False):
+    """{kind: {"count", "bytes", "async"}}: how often a device takes part, bytes of the results, and how many are asynchronous.
+
+    With `loops_only`, of those inside loops.
+    """
     computations, entry = parse(text)
+    inside = looped(computations)
     times, _ = runs(computations, entry)
     result = {}
     for name, ops in computations.items():
         for op in ops:
             kind = op.kind.removesuffix("-start")
-            if kind in COLLECTIVES and times.get(name):
+            if kind in COLLECTIVES and times.get(name) and (name in inside or not loops_only):
                 own = result.setdefault(kind, {"count": 0, "bytes": 0, "async": 0})
                 own["count"] += times[name]
                 own["bytes"] += times[name] * _moved(op, kind, ops)

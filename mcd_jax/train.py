@@ -6,6 +6,7 @@ The same command again continues where the run stopped. Exit status: 0 the job f
 import contextlib
 import sys
 import time
+import traceback
 
 from absl import app, flags, logging
 import jax
@@ -178,6 +179,11 @@ def main(argv):
         if flags.FLAGS.verbosity > 0:
             raise
         status = 1
+    except Exception:
+        if jax.distributed.is_initialized():   # or the others would wait for this process until a time-out
+            traceback.print_exc()
+            distributed.leave(1)
+        raise
     distributed.leave(status)
     sys.exit(status)
 
