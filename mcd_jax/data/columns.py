@@ -2,6 +2,8 @@
 
 import operator
 
+import numpy as np
+
 ROLES = ("image", "text", "key")
 
 
@@ -28,6 +30,48 @@ def check_columns(roles, present, where):
         if column is not None and column not in present:
             raise ValueError(f"{where} has no column {column!r} for {role}; it has {', '.join(sorted(present))}; "
                              f"set data.source.columns.{role}")
+
+
+def keep_rows(table, where, place):
+    """The rows that a source's `where` keeps.
+
+    Args:
+      table: {column: (n,) array or list} of the stored columns that `where` names.
+      where: {column: a value, a list of values, or {"min": x, "max": y} (either may be left out; both count as inside)}.
+        Bounds do not keep a row whose value is missing (None, NaN).
+      place: what the columns belong to, for messages.
+
+    Returns:
+      int64 array of row numbers, increasing.
+
+    Raises:
+      ValueError: a column that isn't there, bounds of a column that holds no numbers, an unknown bound, or no row is left.
+    """
+    keep = None
+    for name, wanted in dict(where).items():
+        if name not in table:
+            raise ValueError(f"data.source.where: {place} has no column {name!r}; it has {', '.join(sorted(table))}")
+        values = np.asarray(table[name])
+        if hasattr(wanted, "keys"):
+            fits = _within(values, dict(wanted), name, place)
+        else:
+            fits = np.isin(values, list(wanted) if isinstance(wanted, (list, tuple)) else [wanted])
+        keep = fits if keep is None else keep & fits
+        if not keep.any():
+            raise ValueError(f"data.source.where: no row of {place} is left by {name}={wanted!r}")
+    return np.flatnonzero(keep)
+
+
+def _within(values, bounds, name, place):
+    if not bounds or bounds.keys() - {"min", "max"}:
+        raise ValueError(f"data.source.where.{name}={bounds!r}: bounds are min, max or both")
+    try:
+        values = values.astype(np.float64)   # None becomes NaN, which no comparison keeps
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"data.source.where.{name}: column {name!r} of {place} holds {values.tolist()[0]!r}, "
+                         "which is no number") from error
+    low, high = bounds.get("min", -np.inf), bounds.get("max", np.inf)
+    return (values >= low) & (values <= high)
 
 
 def position(index, size):

@@ -20,7 +20,7 @@ from mcd_jax.data.columns import check_columns, check_spec, key_name, position
 from mcd_jax.data.folder import Folder
 from mcd_jax.load import load
 
-KINDS = ("emoji", "tfds", "array_record", "folder")
+KINDS = ("emoji", "tfds", "array_record", "webdataset", "tfrecord", "parquet", "folder", "mixture")
 
 
 def open(spec):
@@ -40,7 +40,7 @@ def open(spec):
         return ArrayRecords(spec)
     if name == "folder":
         return Folder(spec)
-    if name != "emoji" and "." not in name:
+    if name not in KINDS and "." not in name:
         raise ValueError(f"data.source.name {name!r} is unknown: it is one of {', '.join(KINDS)}; "
                          "a module of your own is named by its dotted path")
     try:
