@@ -4,7 +4,7 @@ python -m mcd_jax.compile --config=configs/mcd_b16_yfcc15m.py:batch_size=32768 -
 
 No TPU is needed, but libtpu: pip install 'jax[tpu]'. Nothing is executed: memory is the compiler's own account (per chip), FLOPs
 are counted from the program, traffic and collectives from what the compiler made, and the roofline time is the slowest of the three
-at the chip's published rates: a bound, not a measurement. `--effort=low` (the default) compiles in well under a minute;
+at the chip's published rates: a bound, not a measurement. `--effort=low` (the default) compiles in about a minute;
 `--effort=default` takes minutes and is the one to judge the overlap of collectives by.
 """
 import os

@@ -177,7 +177,7 @@ def main(argv):
     except (ValueError, OSError, Stop) as error:
         print(f"error after {time.time() - start:.0f} s: {error}", file=sys.stderr)
         if flags.FLAGS.verbosity > 0:
-            raise
+            traceback.print_exc()
         status = 1
     except Exception:
         if jax.distributed.is_initialized():   # or the others would wait for this process until a time-out

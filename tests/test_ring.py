@@ -189,6 +189,8 @@ def test_keys_can_travel_as_bfloat16():
                  distill.alignment_kl(x, y, x, y, 5.0, 10.0, "ring_bf16")):
         assert np.isfinite(loss)
     assert contrastive.softmax(x, y, 10.0, "ring_bf16") != contrastive.softmax(x, y, 10.0, "ring")
+    alone = rows(1)[:1]    # one pair: the loss is 0, if the positive is rounded as the logits are
+    np.testing.assert_allclose(contrastive.softmax(alone, alone, 100.0, "ring_bf16"), 0.0, atol=2e-5)
 
 
 def test_the_rule_and_its_refusals():

@@ -71,7 +71,7 @@ def softmax(x, y, scale, form="auto"):
     Source: Radford et al. 2021 (CLIP), figure 3. Both sides of every pair of the global batch get gradient.
     """
     rows, columns = lse(x, y, scale, form=form)
-    positive = scale * matching(x, y)
+    positive = scale * matching(x, y if transport(form) is None else y.astype(transport(form)))   # of the keys that `lse` saw
     return 0.5 * (jnp.mean(rows - positive) + jnp.mean(columns - positive))
 
 
