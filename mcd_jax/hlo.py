@@ -108,7 +108,8 @@ def looped(computations):
 
 
 def collectives(text, loops_only=False):
-    """{kind: {"count", "bytes", "async"}}: how often a device takes part, bytes of the results, and how many are asynchronous.
+    """{kind: {"count", "bytes", "async", "hidden"}}: how often a device takes part, bytes of the results, how many are asynchronous,
+    and how many of those have a matmul (or a loop) scheduled between their start and their end, behind which they can hide.
 
     With `loops_only`, of those inside loops.
     """
@@ -120,12 +121,25 @@ def collectives(text, loops_only=False):
         for op in ops:
             kind = op.kind.removesuffix("-start")
             if kind in COLLECTIVES and times.get(name) and (name in inside or not loops_only):
-                own = result.setdefault(kind, {"count": 0, "bytes": 0, "async": 0})
+                own = result.setdefault(kind, {"count": 0, "bytes": 0, "async": 0, "hidden": 0})
                 own["count"] += times[name]
                 own["bytes"] += times[name] * _moved(op, kind, ops)
                 own["async"] += times[name] * (op.kind.endswith("-start") or "async_collective_name" in op.line
                                                or name.startswith("async"))
+                own["hidden"] += times[name] * (op.kind.endswith("-start") and _works_before_done(op, ops, computations))
     return result
+
+
+def _works_before_done(start, ops, computations):
+    """Whether something worth the wait is scheduled between an asynchronous start and its end, in a module that is scheduled."""
+    place = ops.index(start)
+    for op in ops[place + 1:]:
+        if start.name in op.operands:
+            return False
+        bodies = [op, *(inner for name in op.calls for inner in computations.get(name, ()))] if op.kind == "fusion" else [op]
+        if any(o.kind in ("while", "convolution", "dot") for o in bodies):
+            return True
+    return False
 
 
 def _moved(op, kind, ops):

@@ -64,7 +64,7 @@ def test_a_small_step_compiles_for_a_pod():
                 "hbm_traffic_bytes", "collectives", "roofline_seconds", "mfu_predicted", "compile_seconds"):
         assert key in figures, key
     assert figures["fits"] and figures["chips"] == 256 and figures["flops"] > 1e9
-    assert set(figures["collectives"]["all-gather"]) == {"count", "bytes", "async"}
+    assert set(figures["collectives"]["all-gather"]) == {"count", "bytes", "async", "hidden"}
 
 
 @pytest.mark.full
@@ -74,6 +74,19 @@ def test_two_slices_and_what_does_not_fit():
     assert done.returncode == 0 and json.loads(done.stdout)["chips"] == 8, done.stderr[-2000:]
     done = command("--topology=v5e:2x2", "--config.batch_size=65536", "--config.model.image.remat=none")
     assert done.returncode == 1 and "DOES NOT FIT" in done.stdout and "of 16.00 GiB" in done.stdout, done.stderr[-2000:]
+
+
+@pytest.mark.full
+@pytest.mark.tpu
+def test_what_travels_in_a_ring_hides_behind_matmuls():
+    """Scheduled by the TPU compiler at its default effort: a transfer starts, tiles are multiplied, the transfer ends."""
+    done = subprocess.run([sys.executable, "-m", "mcd_jax.bench.loss", "--topology=v5e:2x2", "--batches=4096", "--losses=softmax",
+                           "--forms=ring"], cwd=ROOT, text=True, capture_output=True, timeout=900)
+    assert done.returncode == 0, done.stderr[-2000:]
+    moved = json.loads(done.stdout)["collectives"]
+    assert moved.keys() <= {"collective-permute", "all-reduce"} and moved["all-reduce"]["bytes"] <= 8   # the loss and the scale
+    ring = moved["collective-permute"]
+    assert ring["count"] == ring["async"] and ring["hidden"] >= 0.9 * ring["count"]
 
 
 @pytest.mark.full

@@ -22,7 +22,7 @@ def test_a_loop_counts_as_often_as_it_runs():
     with jax.set_mesh(mesh):
         f = jax.jit(jax.shard_map(local, in_specs=P("data"), out_specs=P("data"), check_vma=False))
         text = f.lower(jax.ShapeDtypeStruct((4096,), jnp.float32, sharding=mesh_lib.batch_sharding(mesh))).compile().as_text()
-    assert hlo.collectives(text) == {"all-reduce": {"count": 7, "bytes": 7 * 4096, "async": 0}}
+    assert hlo.collectives(text) == {"all-reduce": {"count": 7, "bytes": 7 * 4096, "async": 0, "hidden": 0}}
 
 
 @pytest.mark.parametrize("steps", [1, 5])
@@ -65,7 +65,9 @@ ENTRY %main (p: bf16[64,128]) -> f32[64,128] {
 
 def test_the_text_of_a_tpu_program():
     size = 64 * 128 * 2
-    assert hlo.collectives(TPU) == {"collective-permute": {"count": 16, "bytes": 16 * size, "async": 16}}
+    assert hlo.collectives(TPU) == {"collective-permute": {"count": 16, "bytes": 16 * size, "async": 16, "hidden": 0}}
+    busy = TPU.replace("  %done", "  %y = f32[64,64]{1,0} convolution(%x, %x), dim_labels=bf_oi->bf\n  %done")
+    assert hlo.collectives(busy)["collective-permute"]["hidden"] == 16
     noted = TPU.replace("body=%body", 'body=%body, backend_config={"known_trip_count":{"n":"4"}}')
     assert hlo.collectives(noted)["collective-permute"]["count"] == 4
     assert hlo.traffic(TPU) == 16 * (3 * size + 9) + size + 2 * size   # 9: the comparison of the counter

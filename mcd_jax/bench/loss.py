@@ -7,7 +7,8 @@ Forms: `dense` (one B x B product, the compiler places it), `gather_local` (ever
 rows and keys against them), `plain_ring` (embeddings travel, automatic derivatives), `ring` (`mcd_jax.losses.ring`).
 `temp_bytes` is what the compiled loss with its gradient needs per device beside arguments and results. `seconds` is the best of
 three calls, taken in turn with the other forms; `max_rel_grad_error` the largest relative error (norm) of the gradients against
-float64. From 65,536 rows on the losses are only compiled, and both are null.
+float64. From 65,536 rows on the losses are only compiled, and both are null. `collectives` says what travels, how much of it is
+asynchronous, and how much of that has a matmul between its start and its end (`hlo.collectives`; TPU programs only).
 """
 from functools import partial
 import json
@@ -19,6 +20,8 @@ import jax.numpy as jnp
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 import numpy as np
 
+from mcd_jax import compile as compile_lib
+from mcd_jax import hlo
 from mcd_jax.losses import contrastive
 
 _DEVICES = flags.DEFINE_integer("devices", 8, "fake CPU devices")
@@ -132,8 +135,7 @@ def relative(got, want):
 def main(argv):
     del argv
     if _TOPOLOGY.value:
-        from jax.experimental import topologies
-        devices = topologies.get_topology_desc(platform="tpu", topology_name=_TOPOLOGY.value).devices
+        devices = compile_lib.devices_of(_TOPOLOGY.value)
     else:
         devices = jax.devices()
     mesh = Mesh(np.array(devices), (AXIS,), axis_types=(AxisType.Auto,))
@@ -170,7 +172,8 @@ def measure(loss, batch, mesh, rows, whole):
         print(json.dumps(dict(
             form=name, loss=loss, batch=batch, dim=_DIM.value, devices=mesh.size, platform=_TOPOLOGY.value or "cpu",
             temp_bytes=temporary[name], seconds=round(min(seconds[name][1:]), 4) if run else None,
-            max_rel_grad_error=float(f"{errors[name]:.2g}") if run else None)), flush=True)
+            max_rel_grad_error=float(f"{errors[name]:.2g}") if run else None,
+            collectives=hlo.collectives(compiled[name].as_text()))), flush=True)
 
 
 def start(argv):
