@@ -142,7 +142,7 @@ def text(figures):
         lines += [f"{f['flops'] / 1e12:.2f} TFLOP and {size(f['hbm_traffic_bytes'])} of memory traffic per step",
                   f"roofline {f['roofline_seconds'] * 1e3:.0f} ms per step, bound by {f['bound']}: "
                   f"MFU at most {f['mfu_predicted']:.0%}"]
-        lines += [f"  {kind}: {c['count']} of {size(c['bytes'])} in all, {c['async']} asynchronous, {c['hidden']} of them behind a matmul"
+        lines += [f"  {kind}: {c['count']} of {size(c['bytes'])} in all, {c['async']} asynchronous, {c['hidden']} behind a matmul"
                   for kind, c in f["collectives"].items()]
     lines += ["largest buffers:", *(f"  {size(b['bytes'])}  {b['kind']}  {b['source'][:100]}" for b in f["largest"])]
     return "\n".join(lines)

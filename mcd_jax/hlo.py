@@ -108,8 +108,8 @@ def looped(computations):
 
 
 def collectives(text, loops_only=False):
-    """{kind: {"count", "bytes", "async", "hidden"}}: how often a device takes part, bytes of the results, how many are asynchronous,
-    and how many of those have a matmul (or a loop) scheduled between their start and their end, behind which they can hide.
+    """{kind: {"count", "bytes", "async", "hidden"}}: how often a device takes part, bytes of the results, how many are
+    asynchronous, and how many of those have a matmul (or a loop) scheduled between start and end, behind which they can hide.
 
     With `loops_only`, of those inside loops.
     """
