@@ -64,8 +64,8 @@ def build(config, objective, durations, abstract=None, chosen=None):
             settings = settings.to_dict() if hasattr(settings, "to_dict") else dict(settings)
             for option in settings if hasattr(plugin, "KEYS") else ():
                 config_lib.refuse_unknown(option, (*COMMON, *plugin.KEYS), f"key of config.{key}")
-            if views and "views" in getattr(plugin, "KEYS", ()):
-                settings["views"] = {**views, **(settings.get("views") or {})}
+            if "views" in getattr(plugin, "KEYS", ()):
+                settings = with_views(settings, views)
             read = settings.get("read") or "params"
             if abstract is not None:
                 _checked(lambda: embed_lib.parameters(abstract, read), key)
@@ -80,7 +80,7 @@ def build(config, objective, durations, abstract=None, chosen=None):
 
 def default_views(config):
     """The pipes of "image" and "text" for evaluations that leave them out; {} for a config without data."""
-    data, model = config.get("data") or {}, config.get("model") or {}
+    data, model = getattr(config, "data", {}), getattr(config, "model", {})
     if not data.get("views") or "inputs" not in model:
         return {}
     views = {"image": f"decode|center({model['inputs']['image_size']})"}
@@ -90,6 +90,11 @@ def default_views(config):
         if last.startswith("tokenize("):
             return {**views, "text": f"caption('first')|{last}"}
     return views
+
+
+def with_views(settings, views):
+    """The settings of an instance with what its `views` lack."""
+    return {**settings, "views": {**views, **(settings.get("views") or {})}} if views else settings
 
 
 def read_evals(specs):

@@ -215,6 +215,6 @@ def _places(names, values, part, instance):
     """Where each of `values` stands in the sorted `names`; one that isn't there is refused."""
     place = np.minimum(np.searchsorted(names, values), len(names) - 1)
     if not np.array_equal(names[place], values):
-        raise ValueError(f"config.evals.{instance}: the {part} rows have the class {values[names[place] != values][0]!r}, "
+        raise ValueError(f"config.evals.{instance}: the {part} rows have the class {values[names[place] != values].tolist()[0]!r}, "
                          "which no training row has")
     return place
