@@ -31,7 +31,7 @@ def parameters(state, read):
     return {**state.params, **node}
 
 
-def make_embed(objective, read="params", batch_size=256, place=None):
+def make_embed(objective, read="params", batch_size=256, place=None, held=None):
     """embed(state, batch) -> embeddings, compiled once for each set of batch keys.
 
     Args:
@@ -39,10 +39,13 @@ def make_embed(objective, read="params", batch_size=256, place=None):
       read: which parameters, see `parameters`.
       batch_size: rows per call of the compiled function. Short batches are padded by repeating their last row, long ones split.
       place: host batch of `batch_size` rows -> device batch (sharded over a mesh); None: left to jax.jit.
+      held: on several processes, the rows of such a batch that this process's devices take from its host arrays.
 
     Returns:
       embed(state, batch): `batch` maps keys to host arrays with any equal number of rows n >= 1; the result maps the head's keys
-      ("image", "text": unit; "image_raw", "text_raw") to (n, D) float32 numpy arrays, of the modalities in the batch.
+      ("image", "text": unit; "image_raw", "text_raw") to (n, D) float32 numpy arrays, of the modalities in the batch. With `held`
+      it has the attributes held, batch_size and exchange: a batch of at most `batch_size` rows of which each process has filled
+      its own -> the whole, in every process.
     """
     head = jax.jit(objective.heads["embed"])  # the same function again shares what is compiled
 
@@ -61,6 +64,12 @@ def make_embed(objective, read="params", batch_size=256, place=None):
             parts.append({key: np.asarray(_whole(value), np.float32)[:count] for key, value in out.items()})
         return {key: np.concatenate([part[key] for part in parts]) for key in parts[0]}
 
+    def exchange(batch):
+        whole = place({key: _pad(value, batch_size) for key, value in batch.items()})
+        return {key: np.asarray(_whole(value))[:len(batch[key])] for key, value in whole.items()}
+
+    if held is not None:
+        embed.held, embed.batch_size, embed.exchange = np.asarray(held), batch_size, exchange
     return embed
 
 

@@ -1,22 +1,29 @@
 """Runs the evaluations of a config: `python -m mcd_jax.evaluate --workdir=runs/mcd_emoji [--step=N]` on a finished or running job.
 
+`--evals=configs/evals/zeroshot.py:sets=cifar10,food101` (as often as wanted) runs those of a file in place of the config's own: its
+`get_evals(arguments)` returns a mapping like `config.evals`. Several processes evaluate together, as they train: see `train`.
+
 `config.evals` has two levels, a module of `evals/` (or a dotted path) and an instance; beside the module's own keys each instance
 has `every` (a duration; without one it runs at the end only), `read` (whose parameters: "params", "memory/<path>", or "init" for
-the untrained network) and `batch_size`. Figures are named <module>/<instance>/<figure>; the latest of each is in `evals.json`.
+the untrained network) and `batch_size`. Views that are left out: the central part of the image at the model's size, and the first
+caption with the training's tokenizer. Figures are named <module>/<instance>/<figure>; the latest of each is in `evals.json`.
 """
 import argparse
+import ast
 from collections.abc import Callable
+import importlib.util
 import json
 import math
 import os
 import pathlib
 import sys
 import time
+import traceback
 from typing import NamedTuple
 
 import jax
 
-from mcd_jax import checkpoint, load
+from mcd_jax import checkpoint, distributed, load
 from mcd_jax import config as config_lib
 from mcd_jax import embed as embed_lib
 from mcd_jax import job as job_lib
@@ -24,7 +31,7 @@ from mcd_jax import mesh as mesh_lib
 from mcd_jax import workdir as workdir_lib
 
 COMMON = ("every", "read", "batch_size")
-COUNTS = ("queries", "candidates", "images", "classes", "bad")
+COUNTS = ("queries", "candidates", "images", "train_images", "iterations", "classes", "bad")
 
 
 class Eval(NamedTuple):
@@ -36,7 +43,7 @@ class Eval(NamedTuple):
     fn: Callable        # fn(embed, state) -> {figure: float}
 
 
-def build(config, objective, durations, abstract=None):
+def build(config, objective, durations, abstract=None, chosen=None):
     """The evaluations of `config.evals`, each ready to run; sources are opened and pipes compiled here.
 
     Args:
@@ -44,18 +51,21 @@ def build(config, objective, durations, abstract=None):
       objective: an `Objective` with a head "embed".
       durations: (key name, duration) -> steps.
       abstract: a State of shapes, so that a wrong `read` is refused here; None: when it first runs.
+      chosen: a mapping like `config.evals` to take in its place.
 
     Raises:
       ValueError: an unknown module, instance key, column, pipe or `read`, with its name.
     """
-    evals = []
-    for module, instances in config.evals.items():
+    evals, views = [], default_views(config)
+    for module, instances in (config.evals if chosen is None else chosen).items():
         plugin = load.load("evals", module)
         for name, settings in (instances or {}).items():
             key = f"evals.{module}.{name}"
             settings = settings.to_dict() if hasattr(settings, "to_dict") else dict(settings)
             for option in settings if hasattr(plugin, "KEYS") else ():
                 config_lib.refuse_unknown(option, (*COMMON, *plugin.KEYS), f"key of config.{key}")
+            if "views" in getattr(plugin, "KEYS", ()):
+                settings = with_views(settings, views)
             read = settings.get("read") or "params"
             if abstract is not None:
                 _checked(lambda: embed_lib.parameters(abstract, read), key)
@@ -66,6 +76,46 @@ def build(config, objective, durations, abstract=None):
         raise ValueError("config.evals needs an objective with the head 'embed': "
                          f"this one has {', '.join(objective.heads) or 'none'}")
     return evals
+
+
+def default_views(config):
+    """The pipes of "image" and "text" for evaluations that leave them out; {} for a config without data."""
+    data, model = getattr(config, "data", {}), getattr(config, "model", {})
+    if not data.get("views") or "inputs" not in model:
+        return {}
+    views = {"image": f"decode|center({model['inputs']['image_size']})"}
+    for _, spec in sorted(data["views"].items(), key=lambda item: item[0] != "text"):   # the view called text, or the first
+        last = ast.parse(spec.strip(), mode="eval").body
+        last = ast.unparse(last.right if isinstance(last, ast.BinOp) else last)
+        if last.startswith("tokenize("):
+            return {**views, "text": f"caption('first')|{last}"}
+    return views
+
+
+def with_views(settings, views):
+    """The settings of an instance with what its `views` lack."""
+    return {**settings, "views": {**views, **(settings.get("views") or {})}} if views else settings
+
+
+def read_evals(specs):
+    """One mapping like `config.evals` out of several "file.py:arguments"; a later file's instances replace an earlier one's.
+
+    Raises:
+      FileNotFoundError: no such file. ValueError: it has no get_evals(arguments), or refuses the arguments.
+    """
+    chosen = {}
+    for spec in specs:
+        path, _, arguments = spec.partition(":")
+        if not pathlib.Path(path).is_file():
+            raise FileNotFoundError(f"--evals={spec}: there is no file {path}")
+        found = importlib.util.spec_from_file_location("mcd_jax_evals", path)
+        module = importlib.util.module_from_spec(found)
+        found.loader.exec_module(module)
+        if not callable(getattr(module, "get_evals", None)):
+            raise ValueError(f"--evals={spec}: {path} has no get_evals(arguments) that returns a mapping like config.evals")
+        for name, instances in module.get_evals(arguments).items():
+            chosen[name] = {**chosen.get(name, {}), **instances}
+    return chosen
 
 
 def _checked(build_one, key):
@@ -100,7 +150,8 @@ def run(evals, state, step, job, workdir, stop=lambda: False, say=None, compiled
             fresh = job.init(jax.random.key(job.config.seed))
         size = batch_rows(e.batch_size, job.mesh)
         if (e.read, size) not in embeds:
-            embeds[e.read, size] = embed_lib.make_embed(job.objective, e.read, size, placement(job.mesh))
+            held = mesh_lib.local_rows(size, job.mesh) if jax.process_count() > 1 else None
+            embeds[e.read, size] = embed_lib.make_embed(job.objective, e.read, size, placement(job.mesh), held)
         figures = e.fn(embeds[e.read, size], fresh if e.read == "init" else state)
         results.update({f"{e.module}/{e.instance}/{figure}": float(value) for figure, value in figures.items()})
         if say:
@@ -116,7 +167,7 @@ def batch_rows(size, mesh):
 
 
 def placement(mesh):
-    """place(batch): host arrays, the same in every process -> arrays sharded over the batch axes of `mesh`."""
+    """place(batch): host arrays of the whole batch -> arrays sharded over the batch axes of `mesh`, which take a process's rows."""
     sharding = mesh_lib.batch_sharding(mesh)
 
     def place(batch):
@@ -164,7 +215,7 @@ def table(results):
     return "\n".join(line.rstrip() for line in lines)
 
 
-_SHARES = ("R@", "chance", "top1", "top5", "mean_per_class", "ordered", "positive")
+_SHARES = ("R@", "chance", "accuracy", "top1", "top5", "mean_per_class", "ordered", "positive")
 
 
 def number(figure, value):
@@ -193,21 +244,45 @@ def open_run(workdir, step=None):
         return job, saver.restore(job.abstract, step)
 
 
+def evaluate(workdir, step=None, evals=()):
+    """Evaluates a run's newest checkpoint, or that of `step`; see the module. Returns the figures."""
+    lead = jax.process_index() == 0
+
+    def say(line):
+        if lead:
+            print(line, flush=True)
+
+    chosen = read_evals(evals) if evals else None
+    job, state = open_run(workdir, step)
+    built = build(job.config, job.objective, job.durations, job.abstract, chosen)
+    say(f"evaluating step {int(state.step):,} of {workdir}")
+    with jax.set_mesh(job.mesh), workdir_lib.opened(workdir, write=lead) as small:
+        results = run(built, state, int(state.step), job, small.folder, say=say)
+    job.pipeline.close()
+    say(table(results) or "config.evals is empty: nothing to evaluate")
+    return results
+
+
 def main(args=None):
     parser = argparse.ArgumentParser(prog="python -m mcd_jax.evaluate", description=__doc__.splitlines()[0])
     parser.add_argument("--workdir", required=True, help="folder of a run")
     parser.add_argument("--step", type=int, help="which checkpoint; the newest when left out")
+    parser.add_argument("--evals", action="append", default=[], help="file.py[:arguments], in place of the config's own")
     args = parser.parse_args(args)
     try:
-        job, state = open_run(args.workdir, args.step)
-        evals = build(job.config, job.objective, job.durations, job.abstract)
-        print(f"evaluating step {int(state.step):,} of {args.workdir}", flush=True)
-        with jax.set_mesh(job.mesh), workdir_lib.opened(args.workdir) as small:
-            results = run(evals, state, int(state.step), job, small.folder, say=lambda line: print(line, flush=True))
-        job.pipeline.close()
+        distributed.join()
+        evaluate(args.workdir, args.step, args.evals)
     except (ValueError, OSError, RuntimeError) as error:
+        if jax.distributed.is_initialized():
+            print(f"error: {error}", file=sys.stderr)
+        distributed.leave(1)
         sys.exit(f"error: {error}")
-    print(table(results) or "config.evals is empty: nothing to evaluate")
+    except Exception:
+        if jax.distributed.is_initialized():   # or the others would wait for this process until a time-out
+            traceback.print_exc()
+            distributed.leave(1)
+        raise
+    distributed.leave(0)
 
 
 if __name__ == "__main__":

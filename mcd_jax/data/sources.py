@@ -8,6 +8,8 @@ mapping of `config.data.source`; its `name` says which kind, the other keys are 
     dict(name="tfds", dataset="coco", split="train[:10%]", columns=...)      prepared by TFDS as array_record
     dict(name="array_record", path="/data/pairs-*.array_record")             files of tf.train.Example records
     dict(name="folder", path="/data/pictures", table="captions.csv")         image files and a csv, tsv or jsonl table
+    dict(name="image_folder", path="/data/food101/test")                     a folder of images for each class
+    dict(name="karpathy", path="/data/coco", table="dataset_coco.json")      captions of COCO and Flickr30k
     dict(name="my_lab.pairs", ...)                                           a module with make(spec) -> source
 
 `columns=dict(image="jpg", text="caption")` tells which stored column serves as image, text and key ("a/b": b inside a).
@@ -20,7 +22,7 @@ from mcd_jax.data.columns import check_columns, check_spec, key_name, position
 from mcd_jax.data.folder import Folder
 from mcd_jax.load import load
 
-KINDS = ("emoji", "tfds", "array_record", "webdataset", "tfrecord", "parquet", "folder", "mixture")
+KINDS = ("emoji", "tfds", "array_record", "webdataset", "tfrecord", "parquet", "folder", "image_folder", "karpathy", "mixture")
 
 
 def open(spec):

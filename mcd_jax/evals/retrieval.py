@@ -2,7 +2,8 @@
 
 An instance of `config.evals.retrieval` says which rows of a source take part:
 
-  source   source spec. Its rows are the image candidates; the first row of each `match` value gives the text candidate
+  source   source spec. Its rows are the image candidates; the first row of each `match` value gives the text candidates
+  texts    how many of that row's captions: "first" (the default, one), "all", or a number, of the first so many
   views    pipes of "image" and "text"
   match    integer column that says which images and texts belong together ("concept_id"); without one, row i matches row i
   queries  {column: value or list}: only these rows ask, every row stays a candidate. Default: all rows ask
@@ -10,10 +11,13 @@ An instance of `config.evals.retrieval` says which rows of a source take part:
            taken out of the queries and of the candidates
   ks       (1, 5, 10)
 
-A query is answered at k when any candidate that matches it is among the k nearest by cosine. Candidates that tie with
-the best match count as nearer, so a collapsed network scores 0, not 1. Rows that can't be used (a corrupt image) neither ask
+A query is answered at k when any candidate that matches it is among the k nearest by cosine: every caption asks for its image, and
+an image is answered by any of its captions, as in the published figures for COCO and Flickr30k (clip_benchmark's rule: the share of
+queries whose recall among the k highest scores is above 0). Candidates that tie with the best match count as nearer, so a collapsed
+network scores 0, not 1. Rows that can't be used (a corrupt image) neither ask
 nor answer; "bad" is their number, given when there are any.
 """
+import itertools
 import math
 from typing import NamedTuple
 
@@ -21,7 +25,7 @@ import numpy as np
 
 from mcd_jax.evals import rows
 
-KEYS = ("source", "views", "match", "queries", "without", "ks")
+KEYS = ("source", "views", "texts", "match", "queries", "without", "ks")
 
 
 def ranks(queries, candidates, query_ids, candidate_ids, chunk=1024):
@@ -91,6 +95,12 @@ def both_ways(image, text, ks):
     return figures
 
 
+def captions(source, indices, n=None):
+    """[[caption, ...], ...]: the first `n` texts (None: all) of each of the rows `indices`."""
+    stored = rows.columns(source, ["text"], indices, ragged=("text",))["text"]
+    return [[some] if isinstance(some, (str, bytes)) else list(some)[:n] for some in stored]
+
+
 def make(config, name):
     """fn(embed, state) -> {"text_to_image/R@1": ..., "no_flags/text_to_image/R@1": ...}; `config`: see the module."""
     instance = f"retrieval.{name}"
@@ -99,7 +109,12 @@ def make(config, name):
     needed = {*queries, *without.values(), *([match] if match else [])}
     source = rows.open_source(config["source"], needed, instance)
     image_view, text_view = (rows.pick(config["views"], [key], instance) for key in ("image", "text"))
-    size = config.get("batch_size", 256)
+    size, texts = config.get("batch_size", 256), config.get("texts", "first")
+    if texts not in ("first", "all") and (isinstance(texts, (bool, str)) or texts < 1):
+        raise ValueError(f"config.evals.{instance}.texts={texts!r} must be 'first', 'all' or a number of captions")
+    if texts != "first" and text_view.columns != ["text"]:
+        raise ValueError(f"config.evals.{instance}.texts={texts!r} needs a pipe of 'text' that reads the column text alone, "
+                         f"not {', '.join(text_view.columns)}")
 
     def evaluate(embed, state):
         table = rows.columns(source, needed)
@@ -107,12 +122,19 @@ def make(config, name):
         asks = rows.select({**table, "": ids}, queries, instance)
         _, first = np.unique(ids, return_index=True)
         image, image_good = rows.encode(embed, state, source, image_view, ["image"], size)
-        text, text_good = rows.encode(embed, state, source, text_view, ["text"], size, indices=first)
-        image, text = Side(image["image"], ids, asks), Side(text["text"], ids[first], asks[first])
+        if texts == "first":
+            owner = first
+            text, text_good = rows.encode(embed, state, source, text_view, ["text"], size, indices=first)
+        else:
+            own = captions(source, first, None if texts == "all" else texts)
+            owner = np.repeat(first, [len(some) for some in own])
+            every = rows.Texts(itertools.chain.from_iterable(own))
+            text, text_good = rows.encode(embed, state, every, text_view, ["text"], size)
+        image, text = Side(image["image"], ids, asks), Side(text["text"], ids[owner], asks[owner])
         figures = both_ways(image.only(image_good), text.only(text_good), ks)
         for label, column in without.items():
             keep = ~table[column].astype(bool)
-            fewer = both_ways(image.only(image_good & keep), text.only(text_good & keep[first]), ks)
+            fewer = both_ways(image.only(image_good & keep), text.only(text_good & keep[owner]), ks)
             figures.update({f"{label}/{key}": value for key, value in fewer.items()})
         bad = int(np.sum(~image_good) + np.sum(~text_good))
         return {**figures, "bad": float(bad)} if bad else figures

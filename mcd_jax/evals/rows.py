@@ -1,11 +1,36 @@
-"""Rows of a source for the evaluations: stored columns, texts, and embeddings in source order."""
+"""Rows of a source for the evaluations: stored columns, texts, and embeddings in source order.
+
+On several processes each reads and decodes only the images that its own devices embed; stored columns (labels, ids, texts) are
+read by all, so that every process has the whole table and arrives at the same figures.
+"""
+import collections
+from concurrent import futures
+import itertools
+import os
+
 import numpy as np
 
-from mcd_jax.data import pipeline, sources
+from mcd_jax.data import image, pipeline, sources
+
+_THREADS = min(8, os.cpu_count() or 1)
+_READ = 64  # rows of stored columns that a thread reads in one go
+
+
+class Texts:
+    """A source of texts without images: row i has text[i]."""
+
+    def __init__(self, texts):
+        self._texts = list(texts)
+
+    def __len__(self):
+        return len(self._texts)
+
+    def __getitem__(self, index):
+        return {"text": self._texts[index], "key": str(index)}
 
 
 def open_source(spec, names, instance):
-    """The source of `spec`, once its first row is seen to have the columns `names`.
+    """The source of `spec`, once its first readable row is seen to have the columns `names`.
 
     Raises:
       ValueError: it is empty or lacks a column; the message names the evaluation and the columns that exist.
@@ -13,7 +38,7 @@ def open_source(spec, names, instance):
     source = sources.open(spec)
     if len(source) == 0:
         raise ValueError(f"config.evals.{instance}.source has no rows: {dict(spec)}")
-    row = source[0]
+    row = next(filter(None, (_row(source, index) for index in range(len(source)))), {})
     for name in names:
         if name not in row:
             raise ValueError(f"config.evals.{instance} reads column {name!r}, which its source does not have: "
@@ -24,15 +49,48 @@ def open_source(spec, names, instance):
 def columns(source, names, indices=None, ragged=()):
     """Stored columns: name -> numpy array of one value per row, or a list for names in `ragged`; images are not decoded.
 
+    A source with a method column(name) gives them without reading its images.
+
     Args:
       indices: rows to read, all of them when None.
     """
-    found = {name: [] for name in names}
-    for index in range(len(source)) if indices is None else indices:
-        row = source[int(index)]
-        for name in names:
-            found[name].append(row[name])
+    names = list(dict.fromkeys(names))
+    indices = range(len(source)) if indices is None else [int(index) for index in indices]
+    if hasattr(source, "column"):
+        whole = {name: source.column(name) for name in names}
+        found = {name: [values[index] for index in indices] for name, values in whole.items()}
+    else:
+        def read(some):
+            rows = (_row(source, index) for index in some)
+            return [row and tuple(row[name] for name in names) for row in rows]
+        parts = [indices[start:start + _READ] for start in range(0, len(indices) if names else 0, _READ)]
+        rows = list(itertools.chain.from_iterable(_ahead(read, parts)))
+        other = next(filter(None, rows), ())   # stands in for a row that can't be read: `encode` says which those are
+        found = {name: [(row or other)[i] for row in rows] for i, name in enumerate(names)}
     return {name: values if name in ragged else np.asarray(values) for name, values in found.items()}
+
+
+def _row(source, index):
+    try:
+        return source[index]
+    except image.Bad:
+        return None
+
+
+def _ahead(fn, items):
+    """fn(item) for each item, in order, made ahead by threads."""
+    with futures.ThreadPoolExecutor(_THREADS) as pool:
+        waiting = collections.deque()
+        try:
+            for item in items:
+                waiting.append(pool.submit(fn, item))
+                if len(waiting) > _THREADS:
+                    yield waiting.popleft().result()
+            while waiting:
+                yield waiting.popleft().result()
+        finally:   # an error, or nobody reads on: what hasn't begun is dropped
+            for future in waiting:
+                future.cancel()
 
 
 def select(table, where, instance):
@@ -52,22 +110,44 @@ def encode(embed, state, source, views, names, batch_size, indices=None):
     """Embeds rows in order.
 
     Args:
-      embed: embed(state, batch) -> {"image": (n, D) float32, "text": ...}.
+      embed: embed(state, batch) -> {"image": (n, D) float32, "text": ...}. One made for several processes (`embed.make_embed`)
+        has `held`, the rows of a batch that this process must fill, and `exchange`, which gives every process all rows.
       views: `pipeline.Views`; names: those of its keys that the embedding takes ("image", "text").
+      batch_size: rows per batch; with `held`, that of the embedding is taken instead.
       indices: (n,) source rows, all of them when None.
 
     Returns:
       (key -> (n, D) float32 arrays for every key that `embed` returns, (n,) bool: False for a row that can't be used, such as a
       corrupt image; what stands there belongs to another row).
     """
+    indices = np.arange(len(source)) if indices is None else np.asarray(indices)
+    held, size = getattr(embed, "held", None), getattr(embed, "batch_size", batch_size)
+
+    def read(start):
+        some = indices[start:start + size]
+        own = np.arange(len(some)) if held is None else held[held < len(some)]
+        own = own if len(own) else np.arange(1)   # none of a short batch: one row all the same, for the shapes
+        batch = next(pipeline.sequential(source, views, len(own), seed=0, indices=some[own]))
+        return {name: _spread(batch[name], own, len(some)) for name in (*names, "bad")}
+
     parts, good = [], []
-    for batch in pipeline.sequential(source, views, batch_size, seed=0, indices=indices):
+    for batch in _ahead(read, range(0, len(indices), size)):
         part = {}
         for name in names:  # one at a time: then all evaluations share two compiled functions
             part |= embed(state, {name: batch[name]})
         parts.append(part)
-        good.append(~batch["bad"])
+        bad = batch["bad"] if held is None else embed.exchange({"bad": batch["bad"]})["bad"]
+        good.append(~bad)
     return {key: np.concatenate([part[key] for part in parts]) for key in parts[0]}, np.concatenate(good)
+
+
+def _spread(values, places, count):
+    """An array of `count` rows with `values` at `places` and zeros elsewhere."""
+    if len(places) == count:
+        return values
+    whole = np.zeros((count, *values.shape[1:]), values.dtype)
+    whole[places] = values
+    return whole
 
 
 def pick(pipes, names, instance):

@@ -3,24 +3,30 @@
 A class has one or more names (several languages, synonyms); every name goes into every template. The unit embeddings of these
 prompts are averaged and the mean made unit again, as SLIP's eval_zeroshot.py does. An instance of `config.evals.zeroshot` says:
 
+  set        a published set (`classes.known`): its names, templates and source in TFDS, each of which the keys below replace
   source     source spec of the images;  where {column: value or list} keeps some of its rows;  n at most so many, evenly spaced
   views      pipe of "image"
-  label      integer column with the class of an image
+  label      integer column with the class of an image; with `set` a column of class names (default: "text"), which are matched by
+             name; integers need `labels`, the list of class names with label 0 first, or "set" where they count as the set does
   names      list of names, class 0 first, each a string or a list of strings; or a source spec: every text of every row that
              `names_where` keeps is a name of the class in that row's `label` column
   templates  ("{}", "a drawing of {}"): "{}" is where the name goes
-  tokenizer, context   how the prompts become tokens, as in the pipe op tokenize(context, tokenizer)
+  tokenizer, context   how the prompts become tokens, as in the pipe op tokenize(context, tokenizer); or a pipe of "text" in views
   without    {"no_flags": "flag"}: once more without the images whose column is true, and without the classes for which it always is
              (in the rows that give the names, else in the images)
 
-Figures: top1, top5, mean_per_class (top-1 recall averaged over the classes that occur), chance_top1, images, classes.
+Figures: top1, top5, mean_per_class (top-1 recall averaged over the classes that occur), chance_top1, images, classes; with `set`
+also accuracy, the one of top1 and mean_per_class that the literature reports for it. Classes whose prompts are the same (ImageNet
+has two "missile" and two "sunglasses") can't be told apart: the first of them is taken, as an argmax does.
 """
 import numpy as np
 
-from mcd_jax.data import tokenizers
+from mcd_jax.data import pipeline
+from mcd_jax.evals import classes as classes_lib
 from mcd_jax.evals import rows
 
-KEYS = ("source", "where", "n", "views", "label", "names", "names_where", "templates", "tokenizer", "context", "without")
+KEYS = ("set", "source", "where", "n", "views", "label", "labels", "names", "names_where", "templates", "tokenizer", "context",
+        "without")
 
 
 def class_embeddings(prompt_embeddings, prompt_class, n_classes):
@@ -32,10 +38,11 @@ def class_embeddings(prompt_embeddings, prompt_class, n_classes):
     return total / np.maximum(np.linalg.norm(total, axis=1, keepdims=True), 1e-12)
 
 
-def accuracy(image, classes, labels, class_ids):
+def accuracy(image, classes, labels, class_ids, twins=None):
     """Figures for image rows (n, D) with `labels` (n,) against class rows (C, D) that stand for `class_ids` (C,).
 
-    A class that ties with the true one counts as nearer.
+    A class that ties with the true one counts as nearer. twins (C,): classes with equal numbers have the same prompts; the first
+    of them counts as nearer than the others, whatever their scores.
 
     Raises:
       ValueError: an image's label is not among `class_ids`.
@@ -47,7 +54,11 @@ def accuracy(image, classes, labels, class_ids):
         raise ValueError(f"label {labels[class_ids[found] != labels][0]} of an image has no class name")
     scores = image @ classes.T
     own = scores[np.arange(len(image)), found][:, None]
-    rank = np.sum(~(scores < own), axis=1)  # counts the true class itself: 1 = nearest
+    nearer = ~(scores < own)  # so is the true class itself: rank 1 = nearest
+    if twins is not None:
+        same = twins[found][:, None] == twins[None, :]
+        nearer = np.where(same, np.arange(len(classes))[None, :] <= found[:, None], nearer)
+    rank = np.sum(nearer, axis=1)
     per_class = [np.mean(rank[labels == c] <= 1) for c in np.unique(labels)]
     return {"top1": float(np.mean(rank <= 1)), "top5": float(np.mean(rank <= 5)), "mean_per_class": float(np.mean(per_class)),
             "chance_top1": 1.0 / len(class_ids), "images": float(len(image)), "classes": float(len(class_ids))}
@@ -83,7 +94,12 @@ def make(config, name):
     Raises:
       ValueError: a template without "{}", or a class without a name.
     """
-    instance, label = f"zeroshot.{name}", config["label"]
+    instance = f"zeroshot.{name}"
+    chosen = classes_lib.read(config["set"]) if config.get("set") else None
+    if chosen:
+        config = {"label": "text", "names": chosen.prompted, "templates": chosen.templates, **config,
+                  "source": config.get("source") or classes_lib.source(chosen.name)}
+    label = config["label"]
     without, where = dict(config.get("without") or {}), dict(config.get("where") or {})
     templates, size = list(config.get("templates", ("{}",))), config.get("batch_size", 256)
     for template in templates:
@@ -99,27 +115,40 @@ def make(config, name):
         if not own:
             raise ValueError(f"config.evals.{instance}.names: class {c} has no name")
     source = rows.open_source(config["source"], {*where, label, *without.values()}, instance)
-    views, tokenizer = rows.pick(config["views"], ["image"], instance), tokenizers.make(config["tokenizer"])
+    views, tokens = rows.pick(config["views"], ["image"], instance), prompt_view(config, instance)
     class_ids = np.array(sorted(names))
+    first = {}
+    twins = np.array([first.setdefault(tuple(names[c]), i) for i, c in enumerate(class_ids)])
     prompts = [(i, t.replace("{}", n)) for i, c in enumerate(class_ids) for n in names[c] for t in templates]
 
     def evaluate(embed, state):
-        parts = []
-        for start in range(0, len(prompts), size):
-            tokens = tokenizer.encode([p for _, p in prompts[start:start + size]], config["context"])
-            parts.append(embed(state, {"text": tokens})["text"])
-        classes = class_embeddings(np.concatenate(parts), np.array([i for i, _ in prompts]), len(class_ids))
+        texts, usable = rows.encode(embed, state, rows.Texts(p for _, p in prompts), tokens, ["text"], size)
+        if not usable.all():
+            raise ValueError(f"config.evals.{instance}: the prompt {prompts[np.argmin(usable)][1]!r} is empty")
+        classes = class_embeddings(texts["text"], np.array([i for i, _ in prompts]), len(class_ids))
 
-        chosen = rows.sample(source, where, config.get("n"), instance)
-        table = rows.columns(source, {label, *without.values()}, indices=chosen)
-        image, good = rows.encode(embed, state, source, views, ["image"], size, indices=chosen)
-        image, labels = image["image"], table[label]
-        figures = accuracy(image[good], classes, labels[good], class_ids)
+        used = rows.sample(source, where, config.get("n"), instance)
+        table = rows.columns(source, {label, *without.values()}, indices=used)
+        labels = table[label]
+        if chosen:
+            labels = classes_lib.stored_numbers(chosen.name, labels, config.get("labels"), label, instance)
+        image, good = rows.encode(embed, state, source, views, ["image"], size, indices=used)
+        image = image["image"]
+        figures = accuracy(image[good], classes, labels[good], class_ids, twins)
+        if chosen:
+            figures["accuracy"] = figures[chosen.figure]
         for key, column in without.items():
             keep = good & ~table[column].astype(bool)
             kept = ~np.isin(class_ids, gone[column] if gone else always(labels[good], table[column][good]))
-            fewer = accuracy(image[keep], classes[kept], labels[keep], class_ids[kept])
+            fewer = accuracy(image[keep], classes[kept], labels[keep], class_ids[kept], twins[kept])
             figures.update({f"{key}/{figure}": value for figure, value in fewer.items()})
         return figures
 
     return evaluate
+
+
+def prompt_view(config, instance):
+    """`pipeline.Views` of "text" for the prompts."""
+    if "tokenizer" not in config and "text" in config["views"]:
+        return rows.pick(config["views"], ["text"], instance)
+    return pipeline.Views({"text": f"caption('first')|tokenize({config['context']!r}, {config['tokenizer']!r})"})

@@ -34,11 +34,11 @@ def gather(workdir, instance="", queries=8, top=10, images=2, seed=0):
             found = {"step": int(state.step), "instance": chosen, "queries": [], "augmented": []}
             rng = np.random.default_rng(seed)
             if chosen:
-                settings = evals["retrieval"][chosen]
+                settings = evaluate.with_views(evals["retrieval"][chosen], evaluate.default_views(job.config))
                 found["queries"] = texts(_embed(job, settings, state), settings, chosen, queries, top, rng)
             chosen = _choose(evals.get("misalignment") or {}, "heldout_vendor")
             if chosen:
-                settings = evals["misalignment"][chosen]
+                settings = evaluate.with_views(evals["misalignment"][chosen], evaluate.default_views(job.config))
                 found["augmented"] = augmented(_embed(job, settings, state), settings, chosen, images, rng)
             return found
     finally:
