@@ -30,6 +30,7 @@ def default():
         workers=2,                  # threads that read and decode
         prefetch=4,                 # batches held ready
         cache=False,                # keep decoded images in memory: for small data sets
+        max_bad=0.1,                # stop when a larger share of the examples can't be used
     )
     config.optimizer = dict(
         optimizers=((".*", dict(name="adamw", b1=0.9, b2=0.98, eps=1e-8)),),

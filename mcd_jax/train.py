@@ -102,7 +102,7 @@ def train(config, workdir):
                                "batches of these steps: the same seed gives them again")
                 if step % config.log_every == 0 or step == job.total_steps:
                     writer.write(step, {**values, **clock.read(), **{name: f(step - 1) for name, f in job.schedules.items()},
-                                        "bad_examples": sum(job.pipeline.stats.values()), "memory_bytes": metrics.device_memory()})
+                                        **job.pipeline.counts(), "memory_bytes": metrics.device_memory()})
                     small.push(soon=False)
 
         def evaluated(due):
@@ -175,7 +175,8 @@ def main(argv):
         distributed.join()
         status = train(_CONFIG.value, _WORKDIR.value)
     except (ValueError, OSError, Stop) as error:
-        print(f"error after {time.time() - start:.0f} s: {error}", file=sys.stderr)
+        notes = "".join(f"; {note}" for note in getattr(error, "__notes__", ()) if "\n" not in note)   # which example it was
+        print(f"error after {time.time() - start:.0f} s: {error}{notes}", file=sys.stderr)
         if flags.FLAGS.verbosity > 0:
             traceback.print_exc()
         status = 1

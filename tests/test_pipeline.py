@@ -10,6 +10,7 @@ import pytest
 from mcd_jax.bench import input as bench
 from mcd_jax.data import pipeline, tokenizers
 from mcd_jax.data.pipeline import Pipeline
+from mcd_jax.data.reader import Unusable
 from mcd_jax.data.views import Views
 
 VIEWS = {"image": "decode|crop(16,0.5)", "augmented": "decode|crop(16,0.08)|flip|jitter(.4,.4,.4,.1)|gray(.2)|blur(.5)",
@@ -196,7 +197,7 @@ def test_captions_empty_giant_or_not_utf8():
 
 def test_nothing_but_bad_examples_is_an_error_that_says_so(tmp_path):
     source = Drawings(image=dict.fromkeys(range(23), b"zero"))
-    with pytest.raises(RuntimeError, match=r"23 in a row from index .* are bad .23 x corrupt image.*bad.jsonl names them"):
+    with pytest.raises(Unusable, match=r"23 in a row from index .* are bad .23 x corrupt image.*bad.jsonl names them"):
         make(source, bad_log=tmp_path / "bad.jsonl")
 
 
@@ -215,7 +216,7 @@ def test_an_error_in_a_worker_is_raised_at_its_step_and_names_the_example():
         equal(expected.batch(step), next(batches))
     with pytest.raises(OSError, match="the disk is gone") as error:
         next(batches)
-    assert f"while reading example {broken} of 23" in "".join(error.value.__notes__)
+    assert error.value.__notes__[:2] == ["3 tries to read it failed", f"at example {broken} of 23"]
     data.close()
 
 

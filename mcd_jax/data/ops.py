@@ -35,7 +35,7 @@ def decode(column="image"):
         if pixels is None:
             data = example[column]
             if not isinstance(data, (bytes, bytearray, memoryview)):
-                raise TypeError(f"column {column!r} holds {type(data).__name__}: decode takes encoded bytes")
+                raise image.Bad("image not bytes", f"column {column!r} holds {type(data).__name__}: decode takes encoded bytes")
             pixels = example["pixels", column] = image.decode(bytes(data))
         return Look(pixels)
     return Op(run, "example", "image", column=column)
@@ -61,7 +61,9 @@ def caption(which="random", column="text"):
 def _captions(example, column):
     stored = example[column]
     texts = []
-    for text in [stored] if isinstance(stored, (str, bytes)) else stored:
+    for text in stored if isinstance(stored, (list, tuple)) else [stored]:
+        if not isinstance(text, (str, bytes)):
+            raise image.Bad("caption not text", f"column {column!r} holds {type(text).__name__}")
         if isinstance(text, bytes):
             try:
                 text = text.decode()
@@ -89,8 +91,8 @@ def column(name):
     def run(example, _):
         value = np.asarray(example[name])
         if value.dtype.kind not in "biuf":
-            raise TypeError(f"column {name!r} holds {type(example[name]).__name__}: a batch carries only numbers; "
-                            "text goes through caption|tokenize, and 'index' leads back to the example")
+            raise image.Bad("column not a number", f"column {name!r} holds {type(example[name]).__name__}: a batch carries only "
+                            "numbers; text goes through caption|tokenize, and 'index' leads back to the example")
         return value.astype({"i": np.int32, "f": np.float32}.get(value.dtype.kind, value.dtype))
     return Op(run, "example", "array", column=name)
 

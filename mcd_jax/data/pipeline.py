@@ -15,7 +15,7 @@ from mcd_jax.data.views import Views
 
 _PIECE = 256  # most rows that one worker makes in one go
 _TABLE = 2 ** 20  # up to here an epoch's order is a table; above, a cipher of the position (slow for small sources)
-_KEYS = ("source", "views", "workers", "prefetch", "cache")
+_KEYS = ("source", "views", "workers", "prefetch", "cache", "max_bad")
 
 
 def make(data_config, seed, batch_size, rows=None, bad_log=None):
@@ -23,8 +23,9 @@ def make(data_config, seed, batch_size, rows=None, bad_log=None):
 
     Args:
       data_config: mapping with `source` (see `sources.open`), `views` {name: pipe string}, and optionally `workers`
-        (threads, default 2; 0 works in the caller's thread), `prefetch` (batches made ahead, default 4) and `cache`
-        (True or a number of MiB: decoded images are kept in memory, 1024 MiB by default; default False).
+        (threads, default 2; 0 works in the caller's thread), `prefetch` (batches made ahead, default 4), `cache`
+        (True or a number of MiB: decoded images are kept in memory, 1024 MiB by default; default False) and `max_bad`
+        (the run stops when a larger share of the examples is bad, see `reader`; default 0.1).
       seed: int.
       batch_size: global rows per step, B.
       rows: which of them (slice or integers) this process holds; default all.
@@ -38,7 +39,7 @@ def make(data_config, seed, batch_size, rows=None, bad_log=None):
         raise ValueError(f"config.data has no {', '.join(sorted(unknown))}: its keys are {', '.join(_KEYS)}")
     return Pipeline(sources.open(data_config["source"]), Views(data_config["views"]), seed, batch_size, rows,
                     workers=data_config.get("workers", 2), prefetch=data_config.get("prefetch", 4),
-                    cache=data_config.get("cache", False), bad_log=bad_log)
+                    cache=data_config.get("cache", False), max_bad=data_config.get("max_bad", 0.1), bad_log=bad_log)
 
 
 def example(views, source, index, seed, position=None):
@@ -83,16 +84,19 @@ class Pipeline:
     Attributes:
       examples: number of examples in one epoch.
       shapes: {batch key: (shape with this process's rows first, dtype)}.
-      stats: {cause: number of examples found bad or repaired so far}.
+      stats: {cause: number of examples found bad or repaired so far}; `counts()` has the same as figures for the log.
       vocab_size, context, eot: of the text view called "text", or of the only one (None without text views).
     """
 
-    def __init__(self, source, views, seed, batch_size, rows=None, *, workers=2, prefetch=4, cache=False, bad_log=None):
+    def __init__(self, source, views, seed, batch_size, rows=None, *, workers=2, prefetch=4, cache=False, max_bad=0.1,
+                 bad_log=None):
         if len(source) < 1:
             raise ValueError("the source is empty")
         for name, value, least in (("batch_size", batch_size, 1), ("workers", workers, 0), ("prefetch", prefetch, 1)):
             if isinstance(value, bool) or not isinstance(value, int) or value < least:
                 raise ValueError(f"{name}={value!r} must be an integer of at least {least}")
+        if isinstance(max_bad, bool) or not isinstance(max_bad, (int, float)) or not 0 <= max_bad <= 1:
+            raise ValueError(f"max_bad={max_bad!r} must be a share of the examples, from 0 to 1")
         if isinstance(seed, bool) or not isinstance(seed, (int, np.integer)) or seed < 0:
             raise ValueError(f"seed={seed!r} must be an integer of at least 0")
         self.examples = len(source)
@@ -102,7 +106,8 @@ class Pipeline:
         self._rows = everything if rows is None else everything[rows]
         if not len(self._rows):
             raise ValueError(f"rows={rows!r} leaves this process none of the {batch_size} rows of a batch")
-        self._reader = Reader(source, views, cache, bad_log)
+        self._reader = Reader(source, views, cache, bad_log, max_bad)
+        self.counts = self._reader.counts
         self._open = []
         first = self._make(0, self._rows[:1])
         self.shapes = {key: ((len(self._rows), *value.shape[1:]), value.dtype) for key, value in first.items()}
@@ -111,7 +116,7 @@ class Pipeline:
 
     @property
     def stats(self):
-        return self._reader.stats
+        return self._reader.stats()
 
     def batch(self, step):
         """The rows of this process at `step` >= 0, {key: numpy array}; made in the caller's thread."""
