@@ -99,7 +99,7 @@ def _json_lines(file, path):
             continue
         try:
             row = json.loads(line)
-        except json.JSONDecodeError as error:
+        except (ValueError, RecursionError) as error:
             raise ValueError(f"{path}, line {number} is not JSON: {error}") from error
         if not isinstance(row, dict):
             raise ValueError(f"{path}, line {number} is not a JSON object but {line.strip()[:40]!r}")
@@ -110,7 +110,7 @@ def _json_lines(file, path):
 
 def _separated(file, path, delimiter):
     csv.field_size_limit(2 ** 31 - 1)  # captions may be long; the pipeline cuts them
-    reader = csv.DictReader(file, delimiter=delimiter, strict=True)
+    reader = csv.DictReader(_without_zeros(file, path), delimiter=delimiter, strict=True)
     rows = []
     try:
         for row in reader:
@@ -121,6 +121,14 @@ def _separated(file, path, delimiter):
     except csv.Error as error:
         raise ValueError(f"{path}, after line {reader.line_num}: {error}") from error
     return rows
+
+
+def _without_zeros(file, path):
+    """The lines; zero bytes are what a damaged disk leaves, and may hide the end of a line, so that later rows would shift."""
+    for number, line in enumerate(file, 1):
+        if "\0" in line:
+            raise ValueError(f"{path}, line {number} holds a zero byte: it is damaged, or not UTF-8 text")
+        yield line
 
 
 def _text(value):

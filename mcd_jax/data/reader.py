@@ -52,7 +52,7 @@ class Reader:
           max_bad: largest share of bad examples, in [0, 1].
 
         Raises:
-          ValueError: the source lacks a column that a view reads.
+          ValueError: the source is empty, or lacks a column that a view reads.
           Unusable: the first examples are all bad.
         """
         self._source, self._views, self._count = source, views, len(source)
@@ -144,6 +144,8 @@ class Reader:
 
     def _columns(self):
         """The columns of the first example that can be read."""
+        if not self._count:
+            raise ValueError("the source is empty")
         for index in range(min(self._count, _TRIES)):
             try:
                 return self._stored(index)[0].keys()

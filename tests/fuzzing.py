@@ -1,0 +1,194 @@
+"""Damages stored examples and reads them through the pipeline: `python tests/fuzzing.py KIND,KIND COUNT START FOLDER`.
+
+Case n is a function of (kind, n). It prints one JSON line: {"kind", "case", "what", "outcome", "rows": {outcome: count}, "rss",
+"fds"}, with "wrong" if a rule is broken. Run as a process of its own (by tests/test_fuzz.py), so that a crash or a hang of a C library is
+seen as one: SIGALRM ends a case that takes longer than LIMIT seconds, whatever it is in.
+
+The rules. A source opens or refuses with a ValueError or an OSError. What opens gives every example that was not touched, bit for bit
+at its place; a touched one comes out as it was, or is replaced by the next good one, or (only where the format has no checksum, or
+the damage is older than the shard) differs. Nothing else may be raised, except `Unusable` when every example is bad.
+"""
+import collections
+import json
+import pathlib
+import random
+import shutil
+import signal
+import sys
+
+import numpy as np
+import psutil
+import shards
+
+from mcd_jax.data import pipeline, sources
+from mcd_jax.data.reader import Unusable
+from mcd_jax.data.views import Views
+
+LIMIT = 20
+CHECKED = ("array_record",)  # kinds whose records carry checksums
+VIEWS = {"image": "decode|resize(8)", "text": "caption('first')|tokenize(12)"}
+
+
+def flip(data, at, size, rng):
+    for _ in range(min(size, 30)):
+        data[min(at + rng.randrange(40), len(data) - 1)] ^= 1 << rng.randrange(8)
+
+
+def zero(data, at, size, rng):
+    data[at:at + size] = bytes(len(data[at:at + size]))
+
+
+def scramble(data, at, size, rng):
+    data[at:at + size] = rng.randbytes(len(data[at:at + size]))
+
+
+def truncate(data, at, size, rng):
+    del data[at:]
+
+
+def remove(data, at, size, rng):
+    del data[at:at + size]
+
+
+def duplicate(data, at, size, rng):
+    data[at:at] = data[at:at + size]
+
+
+def insert(data, at, size, rng):
+    data[at:at] = rng.randbytes(size)
+
+
+SAME_LENGTH = (flip, zero, scramble)
+MUTATIONS = (*SAME_LENGTH, truncate, remove, duplicate, insert)
+
+
+def damage(data, rng, lines=False):
+    """(damaged bytes, name of the mutation, first byte touched, last byte touched or None if all that follow have moved)."""
+    data, before = bytearray(data), bytes(data)
+    stored = len(data.rstrip(b"\0")) if rng.random() < 0.9 else len(data)   # most of it not in the zeros that fill a file up
+    at, size = rng.randrange(stored) if stored else 0, rng.choice((1, 1, 4, 40, 700))
+    mutation = rng.choice(MUTATIONS)
+    if data:
+        mutation(data, at, size, rng)
+    last = min(at + max(size, 40), len(before)) if mutation in SAME_LENGTH else None
+    if lines and last is not None and [(i, c) for i, c in enumerate(before[at:last]) if c in b'\n\r"'] != [
+            (i, c) for i, c in enumerate(data[at:last]) if c in b'\n\r"']:
+        last = None   # a line or a quotation ends elsewhere now; csv has nothing that could tell the reader
+    return bytes(data), mutation.__name__, at, last
+
+
+def spans(folder, rows, group):
+    """{file name: [(first byte, end, its examples)]} of everything under `folder`, found by searching for what was stored.
+
+    What lies between the bytes of two examples (headers, paddings, checksums) counts to both.
+    """
+    result = {}
+    for path in (p for p in folder.rglob("*") if p.is_file()):
+        data, found = path.read_bytes(), {}
+        for i, row in enumerate(rows):
+            places = [(p, p + len(x)) for x in (row["image"], row["text"].encode()) if (p := data.find(x)) >= 0]
+            if places:
+                found.setdefault(i // group, []).extend(places)
+        ranges = sorted((min(p for p, _ in places), max(e for _, e in places), g) for g, places in found.items())
+        starts, ends = [first for first, _, _ in ranges] + [len(data)], [0] + [end for _, end, _ in ranges]
+        result[path.name] = [(ends[k], starts[k + 1] if k + 1 < len(ranges) else len(data), set(range(g * group, (g + 1) * group)))
+                             for k, (_, _, g) in enumerate(ranges)]
+    return result
+
+
+def touched(places, at, last):
+    """The examples that a mutation may have changed."""
+    hit = [rows for first, end, rows in places if end >= at and (last is None or first <= last)]
+    return set().union(*hit)
+
+
+class Kind:
+    """One kind of source, with undamaged examples to compare with."""
+
+    def __init__(self, name, folder):
+        self.name, self.folder = name, folder
+        self.rows = shards.rows()
+        self.views = Views(VIEWS)
+        shutil.rmtree(folder, ignore_errors=True)
+        (folder / "good").mkdir(parents=True)
+        spec = shards.WRITERS[name](folder / "good", self.rows)
+        self.spans = spans(folder / "good", self.rows, shards.GROUP.get(name, 1))
+        assert set().union(*(rows for places in self.spans.values() for _, _, rows in places)) == set(range(len(self.rows)))
+        self.good = next(pipeline.sequential(sources.open(spec), self.views, len(self.rows)))
+        assert not self.good["bad"].any()
+
+    def case(self, number):
+        """One case, as the line to print."""
+        rng = random.Random(f"{self.name} {number}")
+        where = self.folder / f"case{number}"
+        where.mkdir()
+        if rng.random() < 0.7:
+            file = sorted(self.spans)[rng.choice((0, -1, rng.randrange(len(self.spans))))]
+            spec, hit, what = self.damaged_file(where, file, rng)
+        else:
+            spec, hit, what = self.damaged_rows(where, rng)
+        result = {"case": number, "what": what, **self.read(spec, hit, exact="/" in what and self.name in CHECKED)}
+        shutil.rmtree(where)
+        return result
+
+    def damaged_file(self, where, file, rng):
+        spec = shards.WRITERS[self.name](where, self.rows)
+        data, name, at, last = damage((where / file).read_bytes(), rng, lines=file.endswith((".csv", ".tsv")))
+        (where / file).write_bytes(data)
+        return spec, touched(self.spans[file], at, last), f"{file}/{name}"
+
+    def damaged_rows(self, where, rng):
+        rows, hit = [dict(row) for row in self.rows], set(rng.sample(range(len(self.rows)), rng.choice((1, 3))))
+        column = rng.choice(("image", "text"))
+        for i in hit:
+            rows[i][column], name, _, _ = damage(shards.encoded(rows[i][column]), rng)
+        return shards.WRITERS[self.name](where, rows), hit, f"{column} {name}"
+
+    def read(self, spec, hit, exact):
+        """What came of it; `hit` are the examples that may differ, with `exact` only by being replaced."""
+        signal.alarm(LIMIT)
+        try:
+            source = sources.open(spec)
+            batches = list(pipeline.sequential(source, self.views, 7))
+        except Unusable:
+            return {"outcome": "unusable"} if len(hit) == len(self.rows) else {"outcome": "unusable", "wrong": f"only {hit} were hit"}
+        except (ValueError, OSError) as error:
+            return {"outcome": "refused", "sentence": str(error)[:200]}
+        except Exception as error:
+            return {"outcome": "raised", "wrong": repr(error)[:300]}
+        finally:
+            signal.alarm(0)
+        batch = {key: np.concatenate([b[key] for b in batches]) for key in VIEWS | {"index": 0, "bad": 0}} if batches else {}
+        outcomes, wrong = collections.Counter(), []
+        for i in range(len(self.rows)):
+            outcome = self.row(batch, i, hit)
+            outcomes[outcome] += 1
+            if (outcome != "same" and i not in hit) or (outcome in ("differs", "replaced wrongly") and exact):
+                wrong.append(f"example {i} {outcome}, hit were {sorted(hit)}")
+        return {"outcome": "opened", "rows": outcomes, **({"wrong": "; ".join(wrong)[:600]} if wrong else {})}
+
+    def row(self, batch, i, hit):
+        if not batch or i >= len(batch["index"]):
+            return "missing"
+        used = int(batch["index"][i])
+        if used >= len(self.rows):
+            return "differs"
+        same = all(np.array_equal(batch[view][i], self.good[view][used]) for view in VIEWS)
+        if not batch["bad"][i]:
+            return "same" if same else "differs"
+        return "replaced" if same or used in hit else "replaced wrongly"
+
+
+def main(kinds, count, start, folder):
+    """Cases 0 to count - 1 of each kind, one kind after the other, without the first `start` of them all."""
+    process, count = psutil.Process(), int(count)
+    for k, name in enumerate(kinds.split(",")):
+        numbers = range(max(0, int(start) - k * count), count)
+        kind = Kind(name, pathlib.Path(folder) / name) if numbers else None
+        for number in numbers:
+            line = kind.case(number)
+            print(json.dumps({"kind": name, **line, "rss": process.memory_info().rss, "fds": process.num_fds()}), flush=True)
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
