@@ -1,12 +1,12 @@
 """Damages stored examples and reads them through the pipeline: `python tests/fuzzing.py KIND,KIND COUNT START FOLDER`.
 
 Case n is a function of (kind, n). It prints one JSON line: {"kind", "case", "what", "outcome", "rows": {outcome: count}, "rss",
-"fds"}, with "wrong" if a rule is broken. Run as a process of its own (by tests/test_fuzz.py), so that a crash or a hang of a C library is
-seen as one: SIGALRM ends a case that takes longer than LIMIT seconds, whatever it is in.
+"fds"}, with "wrong" if a rule is broken. Run as a process of its own (by tests/test_fuzz.py), so that a crash or a hang of a C
+library is seen as one: SIGALRM ends a case that takes longer than LIMIT seconds, whatever it is in.
 
-The rules. A source opens or refuses with a ValueError or an OSError. What opens gives every example that was not touched, bit for bit
-at its place; a touched one comes out as it was, or is replaced by the next good one, or (only where the format has no checksum, or
-the damage is older than the shard) differs. Nothing else may be raised, except `Unusable` when every example is bad.
+The rules. A source opens or refuses with a ValueError or an OSError. What opens gives every example that was not touched, bit for
+bit at its place; a touched one comes out as it was, or is replaced by the next good one, or (only where the format has no checksum,
+or the damage is older than the shard) differs. Nothing may be raised once it is open, except `Unusable` when every example was hit.
 """
 import collections
 import json
@@ -21,7 +21,7 @@ import psutil
 import shards
 
 from mcd_jax.data import pipeline, sources
-from mcd_jax.data.reader import Unusable
+from mcd_jax.data.reader import Reader, Unusable
 from mcd_jax.data.views import Views
 
 LIMIT = 20
@@ -149,13 +149,17 @@ class Kind:
         signal.alarm(LIMIT)
         try:
             source = sources.open(spec)
-            batches = list(pipeline.sequential(source, self.views, 7))
-        except Unusable:
-            return {"outcome": "unusable"} if len(hit) == len(self.rows) else {"outcome": "unusable", "wrong": f"only {hit} were hit"}
+            Reader(source, self.views)
         except (ValueError, OSError) as error:
             return {"outcome": "refused", "sentence": str(error)[:200]}
         except Exception as error:
-            return {"outcome": "raised", "wrong": repr(error)[:300]}
+            return {"outcome": "raised", "wrong": f"at open: {error!r}"[:400]}
+        try:
+            batches = list(pipeline.sequential(source, self.views, 7))
+        except Unusable:
+            return {"outcome": "unusable", **({"wrong": f"only {hit} were hit"} if len(hit) < len(self.rows) else {})}
+        except Exception as error:
+            return {"outcome": "raised", "wrong": f"in a row: {error!r}"[:400]}
         finally:
             signal.alarm(0)
         batch = {key: np.concatenate([b[key] for b in batches]) for key in VIEWS | {"index": 0, "bad": 0}} if batches else {}

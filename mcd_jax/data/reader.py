@@ -15,9 +15,9 @@ What happens to bad input. An example that can't be used must not change the oth
   it reaches the training loop at its step, and no worker can be lost without one: a crash of C code ends the whole process,
   and the run goes on from its checkpoint. Threads do, because decoding and resizing are C code that releases the
   interpreter's lock: 4 threads do the work of 3.2 cores where 1 does that of 1.0 (bench.input's views, 16 cores).
-* Too many: once 1,000 rows were read, the run stops when more than `max_bad` of the different examples looked at so far
-  were bad. Replaced ones count, repaired ones don't. Each process counts what it read itself since it was started. Threads
-  read ahead, so the step at which a run stops may differ a little from time to time; whether it stops doesn't.
+* Too many: once 1,000 examples were looked at (not all of them different), the run stops when more than `max_bad` of the
+  different ones were bad. Replaced ones count, repaired ones don't. Each process counts what it read itself since it was
+  started. Threads read ahead, so the step at which a run stops may differ a little from time to time; whether it does won't.
 """
 import json
 import pathlib
@@ -29,7 +29,7 @@ import numpy as np
 from mcd_jax.data.image import Bad
 
 _TRIES = 1000  # bad examples in a row after which the source, not an example, is to blame
-_ENOUGH = 1000  # rows before the share of bad ones means anything
+_ENOUGH = 1000  # looks at examples before the share of bad ones means anything
 _PAUSES = (0.1, 0.5)  # seconds before another try at a read that failed
 _NAMED = 10_000  # lines of one cause in the log; further ones are only counted
 
@@ -60,7 +60,7 @@ class Reader:
         self._room = (1024 if cache is True else cache or 0) * 2 ** 20
         self._kept = {}
         self._lock = threading.Lock()
-        self._max_bad, self._rows, self._looked = max_bad, 0, _Indices(self._count)
+        self._max_bad, self._looks, self._looked = max_bad, 0, _Indices(self._count)
         self._bad, self._repaired = {}, {}  # {cause: _Indices}
         self._log = None if log is None else pathlib.Path(log)
         self._named = _named(self._log)
@@ -107,7 +107,7 @@ class Reader:
             except Exception as error:
                 error.add_note(f"at example {used} of {self._count}" + (f", key {example['key']!r}" if example["key"] else ""))
                 raise
-            self._looks(used)
+            self._look_at(used)
             for note in example.pop("notes", ()):
                 self._report(self._repaired, used, example["key"], note, "")
             self._keep(used, example)
@@ -165,14 +165,14 @@ class Reader:
 
     # ---- counting --------------------------------------------------------------------------------------------------------------
 
-    def _looks(self, index):
+    def _look_at(self, index):
         with self._lock:
-            self._rows += 1
+            self._looks += 1
             self._looked.add(index)
 
     def _report(self, causes, index, key, cause, detail):
         if causes is self._bad:
-            self._looks(index)
+            self._look_at(index)
         with self._lock:
             if not causes.setdefault(cause, _Indices(self._count)).add(index) or self._log is None:
                 return
@@ -187,7 +187,7 @@ class Reader:
     def _check(self):
         with self._lock:
             bad, looked = sum(marks.size for marks in self._bad.values()), self._looked.size
-            if self._rows < _ENOUGH or bad <= self._max_bad * looked:
+            if self._looks < _ENOUGH or bad <= self._max_bad * looked:
                 return
         raise Unusable(f"{bad / looked:.1%} of the {looked:,} examples looked at so far are bad ({self._causes()}), more than "
                        f"config.data.max_bad={self._max_bad}: repair or take out what is broken, or allow more{self._where()}")
