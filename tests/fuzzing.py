@@ -1,8 +1,8 @@
 """Damages stored examples and reads them through the pipeline: `python tests/fuzzing.py KIND,KIND COUNT START FOLDER`.
 
-Case n is a function of (kind, n). It prints one JSON line: {"kind", "case", "what", "outcome", "rows": {outcome: count}, "rss",
-"fds"}, with "wrong" if a rule is broken. Run as a process of its own (by tests/test_fuzz.py), so that a crash or a hang of a C
-library is seen as one: SIGALRM ends a case that takes longer than LIMIT seconds, whatever it is in.
+Case n is a function of (kind, n). It prints one JSON line: {"kind", "case", "what", "outcome", "rows": {outcome: count},
+"memory", "descriptors", "threads"}, with "wrong" if a rule is broken. Run as a process of its own (by tests/test_fuzz.py), so that
+a crash or a hang of a C library is seen as one: SIGALRM ends a case that takes longer than LIMIT seconds, whatever it is in.
 
 The rules. A source opens or refuses with a ValueError or an OSError. What opens gives every example that was not touched, bit for
 bit at its place; a touched one comes out as it was, or is replaced by the next good one, or (only where the format has no checksum,
@@ -17,9 +17,9 @@ import signal
 import sys
 
 import numpy as np
-import psutil
 import shards
 
+from mcd_jax.bench.soak import footprint
 from mcd_jax.data import pipeline, sources
 from mcd_jax.data.reader import Reader, Unusable
 from mcd_jax.data.views import Views
@@ -185,13 +185,13 @@ class Kind:
 
 def main(kinds, count, start, folder):
     """Cases 0 to count - 1 of each kind, one kind after the other, without the first `start` of them all."""
-    process, count = psutil.Process(), int(count)
+    count = int(count)
     for k, name in enumerate(kinds.split(",")):
         numbers = range(max(0, int(start) - k * count), count)
         kind = Kind(name, pathlib.Path(folder) / name) if numbers else None
         for number in numbers:
             line = kind.case(number)
-            print(json.dumps({"kind": name, **line, "rss": process.memory_info().rss, "fds": process.num_fds()}), flush=True)
+            print(json.dumps({"kind": name, **line, **footprint()}), flush=True)
 
 
 if __name__ == "__main__":

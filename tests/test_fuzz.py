@@ -38,11 +38,11 @@ def check(count, folder, seconds):
     for kind in kinds:
         own = [line for line in lines if line["kind"] == kind]
         first, last = own[count // 4:count // 2], own[-count // 4:]
-        assert min(line["fds"] for line in last) <= max(line["fds"] for line in first)
-        assert last[-1]["rss"] - max(line["rss"] for line in first) < 20 * 2 ** 20
+        assert min(line["descriptors"] for line in last) <= max(line["descriptors"] for line in first)
+        assert last[-1]["memory"] - max(line["memory"] for line in first) < 20 * 2 ** 20
         rows = sum((collections.Counter(line.get("rows", {})) for line in own), collections.Counter())
         outcomes = collections.Counter(line["outcome"] for line in own)
-        print(kind, dict(outcomes), dict(rows), *(f"{last[-1][key] / first[-1][key]:.3f} of its {key}" for key in ("rss", "fds")))
+        print(kind, dict(outcomes), dict(rows), {key: last[-1][key] - first[-1][key] for key in ("memory", "descriptors", "threads")})
         assert outcomes["opened"] > count / 4 and outcomes["refused"] and rows["same"] > 5 * count and rows["replaced"] > count / 8
 
 

@@ -12,6 +12,7 @@ from PIL import Image
 import pytest
 import shards
 
+from mcd_jax.bench import soak
 from mcd_jax.data import reader, sources
 from mcd_jax.data.image import Bad
 from mcd_jax.data.look import Op
@@ -368,6 +369,13 @@ def test_counting_from_many_threads_loses_nothing():
     while any(thread.is_alive() for thread in threads):
         data.counts(), data.stats
     assert data.counts() == {"bad_examples": 7, "bad_examples/empty_image": 7, "repaired_examples/caption_cut": 7}
+
+
+def test_the_soak_prints_one_json_line(capsys):
+    line = soak.main(["--batches=30", "--batch_size=8"])
+    assert json.loads(capsys.readouterr().out) == line
+    assert line["bad_examples"] and line["memory_mib"]["at_end"] > 50 and line["threads"]["at_end"] >= 3
+    assert line["repaired_examples/caption_cut"]
 
 
 # ---- a whole run ----
