@@ -42,7 +42,7 @@ def check(count, folder, seconds):
         assert last[-1]["memory"] - max(line["memory"] for line in first) < 20 * 2 ** 20
         rows = sum((collections.Counter(line.get("rows", {})) for line in own), collections.Counter())
         outcomes = collections.Counter(line["outcome"] for line in own)
-        print(kind, dict(outcomes), dict(rows), {key: last[-1][key] - first[-1][key] for key in ("memory", "descriptors", "threads")})
+        print(kind, dict(outcomes), dict(rows), {key: last[-1][key] - first[-1][key] for key in ("memory", "descriptors")})
         assert outcomes["opened"] > count / 4 and outcomes["refused"] and rows["same"] > 5 * count and rows["replaced"] > count / 8
 
 
