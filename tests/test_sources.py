@@ -46,7 +46,7 @@ def test_emoji_is_opened_by_name():
 
 
 @pytest.mark.parametrize("spec, sentence", [
-    ({}, "data.source.name must be one of emoji, tfds, array_record, folder"),
+    ({}, "data.source.name must be one of emoji, tfds, array_record, webdataset.*folder"),
     ({"name": "emojii"}, "'emojii' is unknown: it is one of emoji, tfds.*dotted path"),
     ({"name": "no_such_lab.pairs"}, "'no_such_lab.pairs': there is no such module"),
     ({"name": "json.decoder"}, "has no make"),

@@ -6,19 +6,24 @@ mapping of `config.data.source`; its `name` says which kind, the other keys are 
 
     dict(name="emoji", split="train")                                        the embedded data set (mcd_jax.data.emoji)
     dict(name="tfds", dataset="coco", split="train[:10%]", columns=...)      prepared by TFDS as array_record
+    dict(name="webdataset", path="gs://bucket/cc3m/{00000..00331}.tar")      tar shards, as img2dataset writes them
+    dict(name="tfrecord", path="/data/cc3m/*.tfrecord")                      the same as TFRecord
     dict(name="array_record", path="/data/pairs-*.array_record")             files of tf.train.Example records
-    dict(name="folder", path="/data/pictures", table="captions.csv")         image files and a csv, tsv or jsonl table
+    dict(name="parquet", path="/data/laion/{00000..00331}.parquet")          img2dataset's and Hugging Face's Parquet files
+    dict(name="folder", path="/data/pictures", table="captions.csv")         image files and a csv, tsv, jsonl or COCO table
     dict(name="image_folder", path="/data/food101/test")                     a folder of images for each class
     dict(name="karpathy", path="/data/coco", table="dataset_coco.json")      captions of COCO and Flickr30k
+    dict(name="mixture", sources=dict(a=dict(...), b=dict(...)), weights=dict(a=1, b=3))
     dict(name="my_lab.pairs", ...)                                           a module with make(spec) -> source
 
 `columns=dict(image="jpg", text="caption")` tells which stored column serves as image, text and key ("a/b": b inside a).
 """
 
+import concurrent.futures
 import contextlib
-import glob
 import os
 
+from mcd_jax.data import files
 from mcd_jax.data.columns import check_columns, check_spec, key_name, position
 from mcd_jax.data.folder import Folder
 from mcd_jax.data.image import Bad
@@ -84,34 +89,35 @@ def _record(records, index):
 
 
 class ArrayRecords:
-    """array_record files of tf.train.Example; a feature of one value comes back as that value, else as a list."""
+    """array_record files of tf.train.Example; a feature of one value comes back as that value, else as a list.
+
+    The library that reads them needs files of this machine. Shards behind a url are therefore copied whole into a cache
+    (`files.local`) before the first example is read, and all of them have to fit: with random access each is needed all
+    the time. The webdataset and tfrecord sources read from a bucket without copies.
+    """
 
     def __init__(self, spec):
-        """spec: path (a file, a pattern, or a list of them), columns.
+        """spec: path (a file, url or pattern, or a list of them), columns, and for urls cache_mib (default 16,384), the
+        MiB that the copies may take, and cache (default ~/.cache/mcd_jax/files), their folder.
 
         Raises:
           FileNotFoundError: no file fits a path.
-          ValueError: a key or column that does not exist.
+          ValueError: a key or column that does not exist, or shards that don't fit into the cache.
         """
         from array_record.python import array_record_data_source
 
-        self._roles = check_spec(spec, ("path",))
-        patterns = [spec["path"]] if isinstance(spec["path"], (str, os.PathLike)) else list(spec["path"])
-        files = []
-        for pattern in map(os.fspath, patterns):
-            found = sorted(glob.glob(pattern)) or ([pattern] if os.path.isfile(pattern) else [])
-            if not found:
-                raise FileNotFoundError(f"data.source.path: no file fits {pattern!r}")
-            files += found
+        self._roles = check_spec(spec, ("path",), ("cache_mib", "cache"))
+        urls = files.expand(spec["path"])
+        paths = _copies(urls, spec.get("cache_mib", files.CACHE_MIB), spec.get("cache", files.CACHE))
         try:
-            self._records = array_record_data_source.ArrayRecordDataSource(files)
-            self._sizes = {file: os.path.getsize(file) for file in files}
+            self._records = array_record_data_source.ArrayRecordDataSource(paths)
+            self._sizes = {path: os.path.getsize(path) for path in paths}
             first = self._first()
         except Exception as error:
-            raise ValueError(f"data.source.path: {', '.join(files[:3])} can't be read as array_record files of "
+            raise ValueError(f"data.source.path: {', '.join(urls[:3])} can't be read as array_record files of "
                              f"tf.train.Example ({error})") from error
         if first is not None:
-            check_columns(self._roles, first, files[0])
+            check_columns(self._roles, first, urls[0])
 
     def __len__(self):
         return len(self._records)
@@ -142,6 +148,18 @@ class ArrayRecords:
         row = {name: value[0] if len(value) == 1 else value for name, value in stored.items()}
         roles = {role: row.get(column, []) for role, column in self._roles.items() if column is not None}
         return {**row, **roles, "key": key_name(roles.get("key"), index)}
+
+
+def _copies(urls, cache_mib, folder):
+    """Paths of this machine for all urls."""
+    if all(map(files.is_local, urls)):
+        return urls
+    with concurrent.futures.ThreadPoolExecutor(8) as pool:
+        size = sum(file.size for file in pool.map(files.File, urls) if not files.is_local(file.url)) / 2 ** 20
+        if size > cache_mib:
+            raise ValueError(f"data.source.cache_mib={cache_mib}: the {len(urls)} shards ({urls[0]}, ...) take {size:,.1f} MiB "
+                             "and must all fit into the cache; raise it, or mount the bucket (gcsfuse) and give that path")
+        return list(pool.map(lambda url: files.local(url, cache_mib, folder), urls))
 
 
 class Tfds:
