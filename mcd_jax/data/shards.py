@@ -18,7 +18,7 @@ _LOOK = 100  # examples at the start among which one must have the columns
 
 
 class Shards:
-    """Indexed shards as one list of examples. In memory an example takes its index entry: about 35 bytes in a tar of three
+    """Indexed shards as one list of examples. In memory an example takes its index entry: about 40 bytes in a tar of three
     members and keys of nine letters, 8 in a TFRecord, and 8 more where `where` chooses."""
 
     def __init__(self, spec, kind, roles, optional=()):
