@@ -53,7 +53,7 @@ def expand(patterns, name="data.source.path"):
             found.append(path(pattern))
             continue
         for one in braces(pattern):
-            if any(sign in one for sign in "*?["):
+            if any(sign in one for sign in ("*" if one.startswith("http") else "*?[")):  # a web address may have a ?query
                 some = _retried(functools.partial(store(one).find, path(one)), ValueError, ImportError)
                 if not some:
                     raise FileNotFoundError(f"{name}: no file fits {one!r}")

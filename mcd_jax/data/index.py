@@ -107,6 +107,7 @@ class Index:
 
 def place(url, out=None):
     """Where the index of a shard lies."""
+    url = os.fspath(url)
     if out is not None:
         return os.path.join(out, files.basename(url) + ENDING)
     if url.startswith(("http://", "https://")):

@@ -107,8 +107,8 @@ def members(window, size, problem):
 def split(name):
     """(key, kind) of a member's name, both bytes; None for what has no kind or is hidden ("README", ".x", "._001.jpg")."""
     folder, slash, base = name.rpartition(b"/")
-    stem, dot, kind = base.partition(b".")
-    return (folder + slash + stem, kind.lower()) if stem and dot else None
+    stem, _, kind = base.partition(b".")
+    return (folder + slash + stem, kind.lower()) if stem and kind else None
 
 
 def examples(window, size, wants_json, problem):
