@@ -82,16 +82,17 @@ class Shards:
     def check(self, read, members=()):
         """Refuses roles for which neither `members` nor what `read(number)` gives of the first examples has a column."""
         seen = set(members)
-        for role, names in self.roles.items():
-            for number in range(min(len(self), _LOOK) if names and role != "key" else 0):
-                if any(name.split("/")[0] in seen or name in seen for name in names):
+        for role in ("image", "text"):
+            names = self.roles[role]
+            wanted = {part for name in names for part in (name, name.split("/")[0])}
+            for number in range(min(len(self), _LOOK) if names else 0):
+                if seen & wanted:
                     break
                 with contextlib.suppress(Bad):
                     seen |= read(number).keys()
-            else:
-                if names and role != "key":
-                    raise ValueError(f"{self._files[0].url} has no column {' or '.join(names)} for {role}; it has "
-                                     f"{', '.join(sorted(seen))}; set data.source.columns.{role}")
+            if names and not seen & wanted:
+                raise ValueError(f"{self._files[0].url} has no column {' or '.join(names)} for {role}; it has "
+                                 f"{', '.join(sorted(seen))}; set data.source.columns.{role}")
 
     def _build(self, missing, spec):
         """Indexes the shards whose numbers are given."""
