@@ -54,7 +54,7 @@ NAMES = ["a.jpg", "train/0001.txt", "d" * 60 + "/" + "e" * 60 + "/f.json", "long
 @pytest.mark.parametrize("piece", [1, 700, 10 ** 6])
 def test_members_are_where_tarfile_finds_them(form, piece):
     names = [name for name in NAMES if form != tarfile.USTAR_FORMAT or not name.startswith("long")]
-    others = [info("folder", tarfile.DIRTYPE), info("link.jpg", tarfile.SYMTYPE, linkname="a.jpg"),
+    others = [info("folder", tarfile.DIRTYPE), info("link.jpg", tarfile.SYMTYPE, linkname="a.jpg", size=700),  # no data follows
               info("hard.jpg", tarfile.LNKTYPE, linkname="k" * (150 if form != tarfile.USTAR_FORMAT else 50))]
     data = tar([*others, *((name, bytes([n]) * (n * 300 % 1100)) for n, name in enumerate(names)), others[0]], form)
     found, problems = scan(data, piece)
@@ -80,6 +80,17 @@ def test_headers_of_old_programs_and_of_large_files():
     rest = signed[:148] + signed[156:512]
     signed[148:156] = b"%06o\0 " % (256 + sum(byte - 256 * (byte > 127) for byte in rest))
     assert scan(bytes(signed)) == ([("ü.txt".encode(), 512, 5)], [])
+
+
+@pytest.mark.parametrize("where, text", [
+    (124, b"-0000001000\0"), (124, b"\xff" * 12), (512, b"14 size=-1024\n\0"), (512, b"9999 size=1\n"), (512, b"-3 size=1\n"),
+    (512, b"nonsense\n"), (512, b"12 size=1.5\n\0")])
+def test_sizes_that_lead_back_or_nowhere_end_the_archive(where, text):
+    data = bytearray(tar([("a.txt", b"hello"), info("ü.txt", tarfile.REGTYPE)]))
+    assert data[1024 + 156:1024 + 157] == b"x"
+    data[1024 + where:1024 + where + len(text)] = text
+    data[1024 + 148:1024 + 156] = b"%06o\0 " % (sum(data[1024:1024 + 148]) + 256 + sum(data[1024 + 156:1536]))
+    assert scan(bytes(data)) == ([(b"a.txt", 512, 5)], [("broken header", "at byte 1024; the rest of the shard is lost")])
 
 
 GOOD = tar(rows(0, 3))

@@ -239,7 +239,8 @@ def test_what_is_no_shard_is_refused_before_the_run(shards):
 @pytest.mark.parametrize("store", ["local", "memory", "http"])
 @pytest.mark.parametrize("name", ["webdataset", "tfrecord"])
 def test_a_shard_that_changes_or_vanishes_stops_the_run_by_name(shards, monkeypatch, name, store):
-    monkeypatch.setattr(files, "CHECK", 0.0)
+    if store == "memory":  # the others tell on every read
+        monkeypatch.setattr(files, "CHECK", 0.0)
     victim = NAME[name].replace("{00000..00002}", "00001")
     with places(shards, "test_changes") as bases:
         source = sources.open({"name": name, "path": f"{bases[store]}/{NAME[name]}"})

@@ -62,7 +62,7 @@ def members(window, size, problem):
             if window.get(at, min(size - at, 2 ** 16)).strip(b"\0"):
                 problem("data after the end", f"the archive ends at byte {at}")
             return
-        kind = head[156:157]
+        kind, begin = head[156:157], at
         try:
             if not is_head(head):
                 raise ValueError
@@ -92,7 +92,7 @@ def members(window, size, problem):
             if kind in b"gK":
                 continue
         except (ValueError, IndexError):
-            problem("broken header", f"at byte {at}; the rest of the shard is lost")
+            problem("broken header", f"at byte {begin}; the rest of the shard is lost")
             return
         full = name or _name(head)
         if kind in _LINK:
