@@ -87,10 +87,13 @@ def test_an_example_is_one_read(shards, monkeypatch):
     assert len(reads) == 10
 
 
-def test_members_that_lie_apart_are_read_one_by_one(tmp_path):
+def test_members_that_lie_apart_are_read_one_by_one(tmp_path, monkeypatch):
     far = [("big.bin", b"x" * 200_000)]
     source = opened(tmp_path, [("a.jpg", b"A"), ("b.jpg", b"B"), *far, ("b.txt", b"2"), ("a.txt", b"1")])
+    right, sizes = files.File.read, []
+    monkeypatch.setattr(files.File, "read", lambda file, offset, size: sizes.append(size) or right(file, offset, size))
     assert [(r["key"], r["image"], r["text"]) for r in source] == [("a", b"A", b"1"), ("b", b"B", b"2")]
+    assert sizes == [1] * 4  # not what lies between
 
 
 def test_columns_may_be_members_or_fields_and_have_alternatives(tmp_path):
