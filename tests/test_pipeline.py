@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from mcd_jax.bench import input as bench
-from mcd_jax.data import pipeline, tokenizers
+from mcd_jax.data import order, pipeline, tokenizers
 from mcd_jax.data.pipeline import Pipeline
 from mcd_jax.data.reader import Unusable
 from mcd_jax.data.views import Views
@@ -90,7 +90,7 @@ def test_rows_are_positions_of_one_stream_and_an_epoch_is_a_permutation():
 
 
 def test_a_source_too_large_for_a_table_is_permuted_too(monkeypatch):
-    monkeypatch.setattr(pipeline, "_TABLE", 0)
+    monkeypatch.setattr(order, "_TABLE", 0)
     index = np.concatenate([make().batch(step)["index"] for step in range(23)]).reshape(8, 23)
     assert (np.sort(index, axis=1) == np.arange(23)).all() and len({tuple(epoch) for epoch in index}) == 8
 

@@ -1,20 +1,18 @@
 """batch(step) is a pure function of (config, seed, step): nothing to save, nothing to lose, the same on any number of hosts.
 
 Row j of step s is position s * batch_size + j of an endless stream, in which every epoch is a fresh permutation of the
-source. A position alone decides which example it is and how it is augmented. Each process makes only its own rows.
+source (see `order`). A position alone decides which example it is and how it is augmented. Each process makes only its own rows.
 """
 import functools
 
 import grain
-from grain.experimental import index_shuffle
 import numpy as np
 
-from mcd_jax.data import sources
+from mcd_jax.data import order, sources
 from mcd_jax.data.reader import Reader
 from mcd_jax.data.views import Views
 
 _PIECE = 256  # most rows that one worker makes in one go
-_TABLE = 2 ** 20  # up to here an epoch's order is a table; above, a cipher of the position (slow for small sources)
 _KEYS = ("source", "views", "workers", "prefetch", "cache", "max_bad")
 
 
@@ -99,8 +97,8 @@ class Pipeline:
             raise ValueError(f"max_bad={max_bad!r} must be a share of the examples, from 0 to 1")
         if isinstance(seed, bool) or not isinstance(seed, (int, np.integer)) or seed < 0:
             raise ValueError(f"seed={seed!r} must be an integer of at least 0")
-        self.examples = len(source)
-        self.views = views
+        self.examples = order.size(source)
+        self.views, self._source = views, source
         self._seed, self._batch_size, self._workers, self._prefetch = int(seed), batch_size, workers, prefetch
         everything = np.arange(batch_size)
         self._rows = everything if rows is None else everything[rows]
@@ -148,23 +146,8 @@ class Pipeline:
 
     def _make(self, step, rows):
         positions = (int(step) * self._batch_size + rows).tolist()
-        return _batch(self.views, self._reader, self._seed, [self._index(p) for p in positions], positions)
-
-    def _index(self, position):
-        epoch, place = divmod(position, self.examples)
-        if self.examples <= _TABLE:
-            return int(_permutation(self._seed, epoch, self.examples)[place])
-        return index_shuffle(place, max_index=self.examples - 1, seed=_epoch_seed(self._seed, epoch), rounds=4)
-
-
-@functools.lru_cache(maxsize=4)
-def _permutation(seed, epoch, count):
-    return np.random.default_rng([seed, epoch]).permutation(count)
-
-
-@functools.lru_cache(maxsize=64)
-def _epoch_seed(seed, epoch):
-    return int(np.random.SeedSequence([seed, epoch]).generate_state(1)[0])
+        indices = [order.draw(self._source, self._seed, position) for position in positions]
+        return _batch(self.views, self._reader, self._seed, indices, positions)
 
 
 def _join(pieces):
