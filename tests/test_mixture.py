@@ -193,6 +193,14 @@ def test_batches_are_pure_for_any_hosts_and_restarts(hosts):
     restarted.close()
 
 
+def test_a_bad_example_is_replaced_out_of_its_own_part():
+    good, data = make(mixture(), batch_size=104), make(mixture(bad=((4,), (0, 11), (39,))), batch_size=104, max_bad=1.0)
+    expected, batch = good.batch(0), data.batch(0)
+    np.testing.assert_array_equal(batch["part"], expected["part"])
+    stand_in = dict(zip(expected["index"].tolist(), batch["index"].tolist()))
+    assert {i: used for i, used in stand_in.items() if i != used} == {4: 0, 5: 6, 16: 6, 56: 17}  # a: 0-4, b: 5-16, c: 17-56
+
+
 # ---- refusals ----
 
 @pytest.mark.parametrize("more, sentence", [

@@ -19,6 +19,7 @@ from mcd_jax.data.columns import ROLES, check_spec, position
 from mcd_jax.data.image import Bad
 
 _TRIES = 1000  # bad examples in a row after which a part, not an example, is to blame
+_LOOK = 8  # good examples of a part whose columns are taken together
 
 
 def make(spec):
@@ -67,8 +68,8 @@ class Mixture:
       examples: places of an epoch, E.
       counts: {name: how many of them the part takes}.
 
-    An example has the columns that the first examples of all parts have, key "<name>/<key in the part>", and the name of
-    its part as column "source".
+    An example has the columns that are found among the first examples of every part (None where it lacks one), key
+    "<name>/<key in the part>", and the name of its part as column "source".
     """
 
     def __init__(self, parts, weights=None, examples=None):
@@ -98,7 +99,7 @@ class Mixture:
             row = self._parts[number][inside]
         except Bad as bad:
             raise Bad(bad.cause, f"{name}: {bad.detail}") from bad
-        return {**{column: row[column] for column in self._columns if column in row},
+        return {**{column: row.get(column) for column in self._columns},
                 "key": f"{name}/{row['key']}", "source": name}
 
     def next(self, index):
@@ -168,16 +169,21 @@ def _largest_remainder(shares, total):
 
 
 def _columns(name, part):
-    """The columns of the first usable example of a part."""
+    """The columns of the first good examples of a part, in the order in which they come."""
+    found, good, last = {}, 0, None
     for index in range(min(len(part), _TRIES)):
         try:
-            found = part[index].keys()
+            found |= dict.fromkeys(part[index].keys())
         except Bad as bad:
             last = bad
             continue
-        lacking = [role for role in ROLES if role not in found]
-        if lacking:
-            raise ValueError(f"data.source.sources.{name}: its examples have no {', '.join(lacking)}; "
-                             f"they have {', '.join(map(str, found))}")
-        return found
-    raise ValueError(f"data.source.sources.{name}: its first {min(len(part), _TRIES)} examples are all bad, the last: {last}")
+        good += 1
+        if good == _LOOK:
+            break
+    if not good:
+        raise ValueError(f"data.source.sources.{name}: its first {min(len(part), _TRIES)} examples are all bad, the last: {last}")
+    lacking = [role for role in ROLES if role not in found]
+    if lacking:
+        raise ValueError(f"data.source.sources.{name}: its examples have no {', '.join(lacking)}; "
+                         f"they have {', '.join(map(str, found))}")
+    return found
