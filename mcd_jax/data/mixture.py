@@ -87,6 +87,11 @@ class Mixture:
                                  f"{float(shares[name]):.3g}, is less than one example; raise it or data.source.examples")
         self._ends = list(itertools.accumulate(map(len, self._parts)))
         columns = [_columns(name, parts[name]) for name in self._names]
+        for role in ROLES:
+            lacking = [name for name, found in zip(self._names, columns) if role not in found]
+            if 0 < len(lacking) < len(parts):
+                raise ValueError(f"data.source.sources.{lacking[0]}: its examples have no {role}, as those of other sources do; "
+                                 f"they have {', '.join(map(str, columns[self._names.index(lacking[0])]))}")
         self._columns = [name for name in columns[0] if all(name in other for other in columns)]
 
     def __len__(self):
@@ -100,7 +105,7 @@ class Mixture:
         except Bad as bad:
             raise Bad(bad.cause, f"{name}: {bad.detail}") from bad
         return {**{column: row.get(column) for column in self._columns},
-                "key": f"{name}/{row['key']}", "source": name}
+                "key": f"{name}/{row.get('key', inside)}", "source": name}
 
     def next(self, index):
         """The index after `index` in the same part, cyclically: what stands in for a bad example."""
@@ -182,8 +187,4 @@ def _columns(name, part):
             break
     if not good:
         raise ValueError(f"data.source.sources.{name}: its first {min(len(part), _TRIES)} examples are all bad, the last: {last}")
-    lacking = [role for role in ROLES if role not in found]
-    if lacking:
-        raise ValueError(f"data.source.sources.{name}: its examples have no {', '.join(lacking)}; "
-                         f"they have {', '.join(map(str, found))}")
     return found
