@@ -237,8 +237,11 @@ def test_checksums_are_looked_at(tmp_path):
 
 def test_a_file_that_changes_or_vanishes_stops_the_run(tmp_path):
     img2dataset(tmp_path / "0.parquet", range(30))
-    source = parquet(tmp_path / "0.parquet")
+    source, other = parquet(tmp_path / "0.parquet"), parquet(tmp_path / "0.parquet")
+    assert other[0]["text"] == "number 0"
     img2dataset(tmp_path / "0.parquet", range(31))
+    with pytest.raises(files.Changed, match=r"0.parquet changed while it was in use"):
+        other[20]  # the footer is known, the row group is not
     with pytest.raises(files.Changed, match=r"0.parquet changed while it was in use"):
         source[0]
     (tmp_path / "0.parquet").unlink()
@@ -328,6 +331,10 @@ def test_windows_are_a_permutation_that_opens_each_group_once(counts, groups):
         spans = [np.flatnonzero(group_of[drawn] == g) for g in range(len(counts))]
         opened = np.array([sum(span[0] <= place <= span[-1] for span in spans) for place in range(total)])
         assert opened.max() <= groups  # at no place are more groups in use
+    if len(counts) == 12:
+        by_group = group_of[seen]
+        assert (by_group[:, 1:] == by_group[:, :-1]).mean() < 0.5  # the groups of a window are mixed, 0.31 is expected
+        assert len({tuple(sorted(set(epoch[:30]))) for epoch in by_group.tolist()}) == 4  # and are others in every epoch
     assert len(set(map(tuple, seen))) == 4 or total < 8
     again = Windows(counts, groups)
     assert [again.draw(5, 2, place) for place in reversed(range(total))] == seen[2][::-1]

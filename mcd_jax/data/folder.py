@@ -1,53 +1,103 @@
-"""A folder of image files with a csv, tsv or jsonl table of their texts (see mcd_jax.data.sources)."""
+"""A folder of image files with a table of their texts (see mcd_jax.data.sources).
 
-import csv
-import json
+    dict(name="folder", path="/data/pictures", table="captions.csv")                                       image,text in line 1
+    dict(name="folder", path="/data/cc3m", table="train.tsv", header=("text", "image"))                    no header line
+    dict(name="folder", path="/data/coco", table="annotations/captions_val2017.json", images="val2017")    COCO captions
+"""
+from collections.abc import Mapping
 import os
 
-from mcd_jax.data.columns import check_columns, check_spec, position
+from absl import logging
 
-DELIMITERS = {".csv": ",", ".tsv": "\t"}
+from mcd_jax.data.columns import check_columns, check_spec, keep_rows, position
+from mcd_jax.data.tables import COCO, make_numbers, read_table
+
+
+def make(spec):
+    """Opens the source: see `Folder`."""
+    return Folder(spec)
 
 
 class Folder:
     """One example per row of the table; the image is read from its file on each access."""
 
     def __init__(self, spec):
-        """spec: path (the folder), table (a file in it with a header line, or JSON lines), columns: image is the
-        column with the file's path relative to the folder, text its caption (in jsonl also a list), key its name
-        (default: the image's path). Other columns are passed on, as int or float where every value is one.
+        """
+        spec:
+          path: the folder.
+          table: a file in it: csv or tsv, JSON lines (.jsonl), or COCO captions (.json: one example per image, with the list
+            of its captions; image file_name, text captions, key id).
+          images: the folder in it that image paths start from; default is the folder itself.
+          header: the names of the columns where a csv or tsv file has no header line.
+          quoted: False where quotes in a csv or tsv file are letters like others (default True).
+          columns: image is the column with the file's path, text its caption (JSON: also a list), key its name (default:
+            the image's path). Other columns are passed on, in csv and tsv as int or float where every value is one.
+          where: {column: value, values or {min, max}}: the rows that are kept, see `columns.keep_rows`.
+          missing: "refuse" (default) an image that does not exist, or "drop" its row; how many is logged, and the attribute
+            `missing` of the source.
 
         Raises:
           FileNotFoundError: the folder, the table or an image does not exist.
-          ValueError: a key or column that does not exist, a malformed line, or a path that leaves the folder.
+          ValueError: a key or column that does not exist, a malformed line, an image that is a url or leads out of the
+            folder, or no row that is left.
         """
-        self._roles = check_spec(spec, ("path", "table"))
+        coco = str(spec.get("table", "")).lower().endswith(".json")
+        columns = dict(spec.get("columns") or {})
+        self._roles = check_spec({**spec, "columns": {**COCO, **columns} if coco else columns}, ("path", "table"),
+                                 ("images", "header", "quoted", "where", "missing"))
+        if spec.get("missing", "refuse") not in ("refuse", "drop"):
+            raise ValueError(f"data.source.missing={spec['missing']!r} must be 'refuse' or 'drop'")
         self._root = os.path.realpath(spec["path"])
-        if not os.path.isdir(self._root):
-            raise FileNotFoundError(f"data.source.path {spec['path']!r} is not a folder")
+        self._images = os.path.join(self._root, spec.get("images") or "")
+        for key, folder in (("path", self._root), ("images", self._images)):
+            if not os.path.isdir(folder):
+                place = f" in {self._root}" if key == "images" else ""
+                raise FileNotFoundError(f"data.source.{key} {spec[key]!r} is not a folder{place}")
         self._table = os.path.join(self._root, spec["table"])
         if not os.path.isfile(self._table):
             raise FileNotFoundError(f"data.source.table: there is no file {self._table}")
-        self._rows = read_table(self._table)
-        if self._rows:
-            check_columns(self._roles, self._rows[0], self._table)
-            if not self._table.endswith(".jsonl"):
-                make_numbers(self._rows, keep=set(self._roles.values()))
-        self._files = [self._inside(number, row[self._roles["image"]]) for number, row in enumerate(self._rows)]
-        missing = [file for file in self._files if not os.path.isfile(file)]
-        if missing:
-            raise FileNotFoundError(f"{len(missing)} of the {len(self._files)} images that {self._table} names do "
-                                    f"not exist, the first is {missing[0]}; take their rows out or add the files")
+        rows = read_table(self._table, _header(spec.get("header")), spec.get("quoted", True))
+        numbers = range(len(rows))
+        if rows:
+            check_columns(self._roles, rows[0], self._table)
+            if not self._table.lower().endswith((".jsonl", ".json")):
+                make_numbers(rows, keep=set(self._roles.values()))
+            if spec.get("where"):
+                where = dict(spec["where"])
+                named = {name: [row[name] for row in rows] for name in where if name in rows[0]}
+                numbers = keep_rows({**dict.fromkeys(rows[0], ()), **named}, where, self._table).tolist()
+        self._rows, self.missing = [rows[number] for number in numbers], 0
+        self._files = [self._inside(number, row[self._roles["image"]]) for number, row in zip(numbers, self._rows)]
+        self._find_missing(spec.get("missing") == "drop")
 
     def _inside(self, number, name):
         """The real path of an image named by the table; links are followed before it is judged."""
         if not isinstance(name, str) or not name or "\0" in name:
             raise ValueError(f"{self._table}, row {number + 1}: {name!r} is not the path of an image file")
-        file = os.path.realpath(os.path.join(self._root, name))
+        if name.startswith(("http://", "https://")):
+            raise ValueError(f"{self._table}, row {number + 1}: {name!r} is a url, and images are not fetched while training. "
+                             "Fetch them once, for example by img2dataset (github.com/rom1504/img2dataset), which takes such a "
+                             "table and writes shards for the webdataset or parquet source")
+        file = os.path.realpath(os.path.join(self._images, name))
         if os.path.isabs(name) or os.path.commonpath([self._root, file]) != self._root:
             raise ValueError(f"{self._table}, row {number + 1}: the path {name!r} leads out of {self._root}; "
                              "images must lie inside the folder")
         return file
+
+    def _find_missing(self, drop):
+        there = [os.path.isfile(file) for file in self._files]
+        if all(there):
+            return
+        self.missing = there.count(False)
+        what = (f"{self.missing} of the {len(there)} images that {self._table} names do not exist, the first is "
+                f"{self._files[there.index(False)]}")
+        if not drop:
+            raise FileNotFoundError(f"{what}; add the files, or drop their rows by data.source.missing='drop'")
+        if not any(there):
+            raise FileNotFoundError(f"{what}; nothing is left: is data.source.images the folder that the paths start from?")
+        logging.warning("%s; their rows are dropped, %s are left", what, f"{there.count(True):,}")
+        self._rows = [row for row, found in zip(self._rows, there) if found]
+        self._files = [file for file, found in zip(self._files, there) if found]
 
     def __len__(self):
         return len(self._rows)
@@ -61,82 +111,10 @@ class Folder:
         return {**row, "image": image, "text": row[roles["text"]], "key": str(key)}
 
 
-def read_table(path):
-    """The rows of a csv, tsv (header line) or jsonl file: list of dicts that share one set of keys.
-
-    Bytes that are not UTF-8 stay in the text that holds them, which is then bytes.
-    Raises ValueError naming the file and line of a malformed row.
-    """
-    ending = os.path.splitext(path)[1].lower()
-    if ending not in (*DELIMITERS, ".jsonl"):
-        raise ValueError(f"data.source.table {path} must end in .csv, .tsv or .jsonl")
-    with open(path, encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
-        rows = _json_lines(file, path) if ending == ".jsonl" else _separated(file, path, DELIMITERS[ending])
-    for number, row in enumerate(rows):
-        if row.keys() != rows[0].keys():
-            odd = sorted(row.keys() ^ rows[0].keys())
-            raise ValueError(f"{path}, row {number + 1}: the columns {', '.join(odd)} are not in every row")
-    return rows
-
-
-def make_numbers(rows, keep):
-    """Turns, in place, every column of str outside `keep` into int, else float, where every value is one."""
-    for name in rows[0].keys() - keep:
-        for kind in (int, float):
-            try:
-                values = [kind(row[name]) for row in rows]
-            except ValueError:
-                continue
-            for row, value in zip(rows, values):
-                row[name] = value
-            break
-
-
-def _json_lines(file, path):
-    rows = []
-    for number, line in enumerate(file, 1):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-        except (ValueError, RecursionError) as error:
-            raise ValueError(f"{path}, line {number} is not JSON: {error}") from error
-        if not isinstance(row, dict):
-            raise ValueError(f"{path}, line {number} is not a JSON object but {line.strip()[:40]!r}")
-        rows.append({name: [_text(item) for item in value] if isinstance(value, list) else _text(value)
-                     for name, value in row.items()})
-    return rows
-
-
-def _separated(file, path, delimiter):
-    csv.field_size_limit(2 ** 31 - 1)  # captions may be long; the pipeline cuts them
-    reader = csv.DictReader(_without_zeros(file, path), delimiter=delimiter, strict=True)
-    rows = []
-    try:
-        for row in reader:
-            if None in row or None in row.values():
-                raise ValueError(f"{path}, line {reader.line_num} does not have the {len(reader.fieldnames)} fields "
-                                 f"of its header: {', '.join(reader.fieldnames)}")
-            rows.append({name: _text(value) for name, value in row.items()})
-    except csv.Error as error:
-        raise ValueError(f"{path}, after line {reader.line_num}: {error}") from error
-    return rows
-
-
-def _without_zeros(file, path):
-    """The lines; zero bytes are what a damaged disk leaves, and may hide the end of a line, so that later rows would shift."""
-    for number, line in enumerate(file, 1):
-        if "\0" in line:
-            raise ValueError(f"{path}, line {number} holds a zero byte: it is damaged, or not UTF-8 text")
-        yield line
-
-
-def _text(value):
-    """The value; a str that is not valid Unicode (undecodable bytes, lone surrogates) as bytes."""
-    if not isinstance(value, str):
-        return value
-    try:
-        value.encode()
-    except UnicodeEncodeError:
-        return value.encode("utf-8", "surrogatepass")
-    return value
+def _header(names):
+    if names is None:
+        return None
+    if isinstance(names, (str, Mapping)) or not names or not all(isinstance(name, str) and name for name in names) \
+            or len(set(names)) < len(names):
+        raise ValueError(f"data.source.header={names!r} must be a list of different names of columns, such as ('text', 'image')")
+    return list(names)
