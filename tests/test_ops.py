@@ -281,7 +281,7 @@ def test_views_of_one_stream_share_their_draws():
 
 def test_an_image_is_decoded_once_for_all_of_its_views(monkeypatch):
     calls = []
-    monkeypatch.setattr(image, "decode", lambda data: calls.append(data) or picture())
+    monkeypatch.setattr(image, "decode", lambda data, enough: calls.append(data) or picture())
     views = Views({"a": "decode|resize(8)", "b": "decode|gray(1)", "c": "decode|crop(8,.5)"})
     views({"image": b"x"}, {name: numbers[0] for name, numbers in views.draws(0, [0]).items()})
     assert len(calls) == 1

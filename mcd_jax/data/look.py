@@ -26,14 +26,22 @@ class Op(NamedTuple):
     column: str | None = None  # the example's column that it reads
     stream: str | None = None  # views with one stream share their random numbers
     tokens: tuple | None = None  # (tokenizer, context)
+    enough: Callable | None = None  # (height, width, draws) -> share of an image's resolution that it makes use of
 
 
 class Look:
-    """An image view in the making: uint8 pixels, a colour matrix not applied yet, and what was done so far."""
-    __slots__ = ("blur", "box", "brightness", "contrast", "flip", "gray", "hue", "matrix", "pixels", "saturation", "style")
+    """An image view in the making: uint8 pixels, a colour matrix not applied yet, and what was done so far.
 
-    def __init__(self, pixels):
+    `size` is the (height, width) in which boxes are drawn: that of the stored image, also where a JPEG was decoded to
+    fewer pixels, and after a cut that of the view. `jpeg`, the stored (height, width), marks the view of a JPEG.
+    """
+    __slots__ = ("blur", "box", "brightness", "contrast", "flip", "gray", "hue", "jpeg", "matrix", "pixels", "saturation",
+                 "size", "style")
+
+    def __init__(self, pixels, jpeg=None):
         self.pixels = pixels
+        self.jpeg = jpeg
+        self.size = jpeg or pixels.shape[:2]
         self.matrix = None
         self.box = (0.0, 0.0, 1.0, 1.0)
         self.flip = self.gray = False

@@ -59,6 +59,7 @@ class Reader:
         self._source, self._views, self._count = source, views, len(source)
         self._next = getattr(source, "next", None) or (lambda index: (index + 1) % self._count)
         self._room = (1024 if cache is True else cache or 0) * 2 ** 20
+        self._whole = bool(cache)  # also those that find no room: what a batch holds must not depend on what is kept
         self._kept = {}
         self._lock = threading.Lock()
         self._max_bad, self._looks, self._looked = max_bad, 0, _Indices(self._count)
@@ -97,7 +98,7 @@ class Reader:
             try:
                 if kept is None:
                     self._read(used, example)
-                result = self._views(example, draws)
+                result = self._views(example, draws, self._whole)
             except Bad as bad:
                 self._report(self._bad, used, example["key"], bad.cause, bad.detail)
                 self._check()

@@ -30,6 +30,11 @@ class Views:
         self.columns = sorted({op.column for pipe in self._pipes.values() for op in pipe if op.column})
         self.tokens = {name: op.tokens for name, pipe in self._pipes.items() for op in pipe if op.tokens}
         self.images = [name for name, pipe in self._pipes.items() if pipe[-1].gives == "image"]
+        self._pictures = {}  # {column that decode reads: [(view, the op behind decode)]}
+        for name, (first, *others) in self._pipes.items():
+            if first.enough:
+                op = next((op for op in others if op.draws or op.enough or not op.stream), first)
+                self._pictures.setdefault(first.column, []).append((name, op))
         self.keys = {"index", "bad", *self._pipes}
         self.keys |= {f"{name}/{extra}" for name in self.images for extra in ("params", "misalignment")}
         self._streams = {name: next((op.stream for op in reversed(pipe) if op.stream), f"view {name}")
@@ -64,12 +69,19 @@ class Views:
             result[name] = rows
         return result
 
-    def __call__(self, example, draws):
+    def __call__(self, example, draws, whole=False):
         """{view: Look or array} of one example; `draws` is {view: list of uniforms}.
+
+        An image is decoded once, to no more pixels than its views of this row need; with `whole` to all of them, so that
+        it can be kept for rows with other draws.
 
         Raises:
           image.Bad: the example can't be used.
         """
+        for column, cuts in self._pictures.items():
+            def enough(height, width):
+                return max(op.enough(height, width, draws[name][:op.draws]) if op.enough else 1.0 for name, op in cuts)
+            ops.load(example, column, None if whole else enough)
         result = {}
         for name, pipe in self._pipes.items():
             value, numbers, used = example, draws[name], 0
