@@ -1,57 +1,85 @@
-"""What the input pipeline costs: `python -m mcd_jax.bench.input [--pixels=64 --batch_size=256 ...]` prints one JSON line.
+"""What the input pipeline costs: `python -m mcd_jax.bench.input [--sources emoji 500x375 ...] [--peers]` prints JSON lines.
 
-Rates are items per second of one core's CPU time, by stage, on the embedded data set and SLIP's two recipes (other
-sources and views by flags). `total` is examples per second of wall time as the training loop would get them.
+A line for each source: the embedded data set at 64 pixels, and photo-like JPEGs of 500x375 and 1000x750 pixels at 224, made
+from a seed and written to a temporary folder. Its figures:
+  per_second_per_core   items per second of one core's CPU time, by stage: read (the encoded bytes), decode (all pixels), each
+                        view from the bytes, each augmentation from decoded pixels, tokenize, batch (everything)
+  overhead              share of that CPU time which is neither decoding nor augmentation: reading, views, draws, batches, grain;
+                        for one view cropped as open_clip does, the cheapest there is (JPEGs only)
+  total                 examples per second of wall time as the training loop gets them, from so many threads
+Where the machine is busy, the shares and ratios hold better than the rates.
+
+--peers runs beside open_clip, torchvision and PIL (see `peers.py`), in the environment of `make test-peers`:
+    .venv-peers/bin/python -m mcd_jax.bench.input --peers
 """
 import argparse
+import contextlib
 import json
 import os
+import pathlib
+import tempfile
 import time
 
-from mcd_jax.data import sources, tokenizers
+import numpy as np
+
+from mcd_jax.bench import photos
+from mcd_jax.bench.overhead import overhead
+from mcd_jax.data import image, ops, sources, tokenizers
+from mcd_jax.data.look import Look
 from mcd_jax.data.pipeline import Pipeline
 from mcd_jax.data.views import Views
 
-_RECIPES = {"image": "decode|crop({pixels},0.5)",
-            "augmented": "decode|crop({pixels},0.08)|jitter(.4,.4,.4,.1,p=.8)|gray(.2)|blur(.5)|flip"}
+ONE = {"image": "decode|crop({pixels},0.9)"}
+_STRONG = "decode|crop({pixels},0.08)|jitter(.4,.4,.4,.1,p=.8)|gray(.2)|blur(.5)|flip"
+TWO = {"image": "decode|crop({pixels},0.5)", "augmented": _STRONG}
+THREE = {"image": "decode|crop({pixels},0.5)", "view1": _STRONG, "view2": _STRONG}
 
 
-def rate(work, count, seconds):
-    """Items per CPU second of `work(i)`, i = 0, 1, ... modulo `count`, over about `seconds`."""
+def views_at(pixels, recipe):
+    """The pipe strings of a recipe at a size."""
+    return {name: spec.format(pixels=pixels) for name, spec in recipe.items()}
+
+
+def cost(work, seconds, least=1):
+    """Seconds of CPU time (all threads of this process) for a call work(i), i = 0, 1, ..., over about `seconds`."""
     work(0)
     done, start, clock = 0, time.process_time(), time.perf_counter()
-    while time.perf_counter() - clock < seconds or done == 0:
-        work(done % count)
+    while done < least or time.perf_counter() - clock < seconds:
+        work(done)
         done += 1
-    return done / max(time.process_time() - start, 1e-9)
+    return max(time.process_time() - start, 1e-9) / done
 
 
-def stages(source, views, tokenizer, batch_size, seconds):
-    """{stage: items per second and core} for reading, decoding, each view of a decoded image, tokens, batches."""
-    count = min(len(source), 512)
-    examples = [source[i] for i in range(count)]
-    result = {"read": rate(lambda i: source[i], len(source), seconds)}
-    decode = Views({"image": "decode"})
-    draws = decode.draws(0, range(count))["image"]
-    result["decode"] = rate(lambda i: decode(dict(examples[i]), {"image": draws[i]}), count, seconds)
-    decoded = [dict(example) for example in examples]
+def stages(source, views, pixels, tokenizer, batch_size, seconds):
+    """{stage: items per second and core}; see the module's docstring."""
+    count = min(len(source), 256)
+    stored = [source[i] for i in range(count)]
+    result = {"read": cost(lambda i: source[i % len(source)], seconds)}
+    result["decode"] = cost(lambda i: image.decode(stored[i % count]["image"]), seconds)
     for name, spec in views.items():
         view = Views({name: spec})
         numbers = view.draws(0, range(count))[name]
-        for example in decoded:
-            view(example, {name: numbers[0]})  # decodes
         finish = (lambda look: look.drawn()) if name in view.images else (lambda array: array)
-        result[name] = rate(lambda i: finish(view(decoded[i], {name: numbers[i]})[name]), count, seconds)
+        result[name] = cost(lambda i: finish(view(dict(stored[i % count]), {name: numbers[i % count]})[name]), seconds)
+    crop = ops.crop(pixels, 0.5)
+    random = np.random.default_rng(0).random((count, crop.draws)).tolist()
+    decoded = [(image.decode(row["image"]), image.size(row["image"]) if image.is_jpeg(row["image"]) else None)
+               for row in stored[:32]]
+    cut = lambda i: crop.run(Look(*decoded[i % len(decoded)]), random[i % count])
+    result["crop"] = cost(cut, seconds)
+    cuts = [cut(i).pixels for i in range(len(decoded))]
+    for name, op in (("flip", ops.flip(1.0)), ("jitter", ops.jitter(0.4, 0.4, 0.4, 0.1, p=1.0)), ("gray", ops.gray(1.0)),
+                     ("blur", ops.blur(1.0))):
+        draw = lambda i: [0.0, *random[i % count][:op.draws - 1]]
+        result[name] = cost(lambda i: op.run(Look(cuts[i % len(cuts)]), draw(i)).drawn(), seconds)
     encode = tokenizers.make(tokenizer)
-    texts = [f"{i} caption of about eight words" for i in range(20_000)]  # none is remembered
-    result["tokenize"] = rate(lambda i: encode.encode([texts[i]], 16), len(texts), seconds)
+    result["tokenize"] = cost(lambda i: encode.encode([f"{i} caption of about eight words"], 16), seconds)  # none comes twice
     for cache in (False, True):
         data = Pipeline(source, Views(views), 0, batch_size, cache=cache)
-        for step in range(-(-len(source) // batch_size) if cache else 1):
+        for step in range(-(-len(source) // batch_size) if cache else 0):
             data.batch(step)
-        key = "batch_cached" if cache else "batch"
-        result[key] = batch_size * rate(data.batch, 1_000_000, seconds)
-    return result
+        result["batch_cached" if cache else "batch"] = cost(data.batch, seconds) / batch_size
+    return {stage: 1 / value for stage, value in result.items()}
 
 
 def total(source, views, batch_size, workers, seconds):
@@ -68,29 +96,55 @@ def total(source, views, batch_size, workers, seconds):
     return done * batch_size / wall
 
 
+@contextlib.contextmanager
+def opened(name, count):
+    """(source, side of the views, tokenizer, {what there is to say about it}) of the embedded data or of photos of a size."""
+    if name not in photos.SIZES:
+        yield sources.open({"name": name, "split": "train"}), 64, "emoji", {}
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        mean = photos.write(folder, name, count)
+        spec = {"name": "array_record", "path": str(pathlib.Path(folder) / "photos.array_record")}
+        yield sources.open(spec), 224, "clip", {"folder": folder, "kilobytes": round(mean / 1000, 1)}
+
+
 def main(argv=None):
-    """Prints the JSON line and returns it as a dict."""
+    """Prints the JSON lines and returns them as a list of dicts."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--source", default="emoji", help="name of the source")
-    parser.add_argument("--split", default="train")
-    parser.add_argument("--pixels", type=int, default=64, help="side of the views")
+    parser.add_argument("--sources", nargs="+", default=["emoji", *photos.SIZES], choices=["emoji", *photos.SIZES])
+    parser.add_argument("--pixels", type=int, default=0, help="side of the views; 0: 64 or 224, as the source suggests")
     parser.add_argument("--view", action="append", default=[], metavar="NAME=PIPE", help="further view; repeatable")
-    parser.add_argument("--tokenizer", default="emoji")
-    parser.add_argument("--batch_size", type=int, default=256)
+    parser.add_argument("--batch_size", type=int, default=64)
     parser.add_argument("--workers", type=int, nargs="+", default=[0, 1, 2], help="threads to measure")
     parser.add_argument("--seconds", type=float, default=1.0, help="time for each figure")
+    parser.add_argument("--photos", type=int, default=128, help="how many are made of each size")
+    parser.add_argument("--peers", action="store_true", help="beside open_clip, torchvision and PIL, on photos only")
+    parser.add_argument("--rounds", type=int, default=5, help="of turns with the peers")
     options = parser.parse_args(argv)
-    source = sources.open({"name": options.source, "split": options.split})
-    views = {name: spec.format(pixels=options.pixels) for name, spec in _RECIPES.items()}
-    views |= {"text": f"caption|tokenize(16,{options.tokenizer!r})"} | dict(v.split("=", 1) for v in options.view)
-    line = {"bench": "input", "source": options.source, "examples": len(source), "pixels": options.pixels,
-            "batch_size": options.batch_size, "cores": os.cpu_count(), "load": round(os.getloadavg()[0], 1)}
-    measured = stages(source, views, options.tokenizer, options.batch_size, options.seconds)
-    line["per_second_per_core"] = {stage: round(value) for stage, value in measured.items()}
-    line["total"] = {f"{workers}_workers": round(total(source, views, options.batch_size, workers, options.seconds))
-                     for workers in options.workers}
-    print(json.dumps(line))
-    return line
+    lines = []
+    for name in options.sources:
+        if options.peers and name not in photos.SIZES:
+            continue
+        with opened(name, options.photos) as (source, pixels, tokenizer, about):
+            pixels, folder = options.pixels or pixels, about.pop("folder", None)
+            line = {"bench": "input", "source": name, "examples": len(source), **about, "pixels": pixels,
+                    "batch_size": options.batch_size, "cores": os.cpu_count(), "load": round(os.getloadavg()[0], 1)}
+            if options.peers:
+                from mcd_jax.bench import peers
+
+                line |= peers.compare(source, folder, pixels, options.batch_size, options.rounds)
+            else:
+                views = views_at(pixels, TWO) | {"text": f"caption|tokenize(16,{tokenizer!r})"}
+                views |= dict(v.split("=", 1) for v in options.view)
+                measured = stages(source, views, pixels, tokenizer, options.batch_size, options.seconds)
+                line["per_second_per_core"] = {stage: round(value) for stage, value in measured.items()}
+                if name in photos.SIZES:
+                    line["overhead"] = round(overhead(source, pixels, options.batch_size, options.seconds), 3)
+                line["total"] = {f"{workers}_workers": round(total(source, views, options.batch_size, workers, options.seconds))
+                                 for workers in options.workers}
+        print(json.dumps(line), flush=True)
+        lines.append(line)
+    return lines
 
 
 if __name__ == "__main__":
