@@ -15,7 +15,7 @@ What happens to files that are not plain:
   16 bits a channel                    the upper 8
   animated GIF, WebP, PNG              the first frame of the animation
 
-A picture takes at most 3 bytes of memory for each pixel, and 11 while it is decoded (PNG of 16 bits with alpha).
+A picture takes 3 bytes of memory for each pixel, and at most 16 while it is decoded (a PNG of 16 bits with alpha).
 """
 import struct
 
@@ -115,7 +115,7 @@ def decode(data, max_pixels=MAX_PIXELS, enough=None):
         pixels = _decode_jpeg(data, *shape)
     else:
         pixels = _decode_other(data)
-    if pixels.shape[:2] not in (shape, (height, width)):  # CMYK is never reduced
+    if pixels.shape[:2] not in (shape, (height, width)):  # OpenCV reduces nothing
         raise Bad("corrupt image", f"header says {width}x{height}, pixels are {pixels.shape[1]}x{pixels.shape[0]}")
     pixels.flags.writeable = False
     return pixels
@@ -127,7 +127,7 @@ def _decode_jpeg(data, height, width):
     except (ValueError, KeyError) as error:
         if "color" not in str(error).lower():
             raise Bad("corrupt image", str(error)) from error
-    return _decode_other(data)  # CMYK
+    return _decode_other(data)  # a colour space that libjpeg does not turn into RGB
 
 
 def _decode_other(data):
