@@ -7,7 +7,6 @@ import ml_collections
 import numpy as np
 import pytest
 
-from mcd_jax.bench import input as bench
 from mcd_jax.data import order, pipeline, tokenizers
 from mcd_jax.data.pipeline import Pipeline
 from mcd_jax.data.reader import Unusable
@@ -235,14 +234,6 @@ def test_the_embedded_data_set_feeds_slips_recipes():
     assert ((batch["text"] == data.eot).sum(1) == 1).all() and (batch["text"] < data.vocab_size).all()
     assert batch["augmented/misalignment"].mean() > batch["image/misalignment"].mean() > 1
     assert batch["image"].std() > 20 and set(batch["label"]) <= set(range(10)) and len(set(batch["label"])) > 3
-
-
-def test_the_benchmark_prints_one_json_line(capsys):
-    line = bench.main(["--seconds=0.01", "--batch_size=64", "--workers", "0", "1", "--view=mine=decode|resize(32)"])
-    assert json.loads(capsys.readouterr().out) == line
-    assert set(line["per_second_per_core"]) == {"read", "decode", "image", "augmented", "text", "mine", "tokenize", "batch",
-                                                "batch_cached"}
-    assert set(line["total"]) == {"0_workers", "1_workers"} and min(line["per_second_per_core"].values()) > 0
 
 
 # ---- refusals ----
