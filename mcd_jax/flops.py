@@ -44,11 +44,11 @@ def peak(kind):
     return PEAK[max(names, key=len)] if names else None
 
 
-def forward(model_config, vocab_size, context, eot, image_size, keep=1.0):
+def forward(model_config, vocab_size, context, eot, image_size, keep=1.0, pad=0):
     """FLOPs of one forward pass over one (image, text) pair.
 
     Args:
-      model_config, vocab_size, context, eot, image_size: as `towers.make`.
+      model_config, vocab_size, context, eot, image_size, pad: as `towers.make`.
       keep: share of the patches that a ViT keeps; a convolutional tower computes them all.
 
     Returns:
@@ -58,7 +58,7 @@ def forward(model_config, vocab_size, context, eot, image_size, keep=1.0):
       ValueError: a tower that this file has no formula for, or a config that `towers.make` refuses.
     """
     result = {}
-    text = {"vocab_size": vocab_size, "context": context, "eot": eot}
+    text = {"vocab_size": vocab_size, "context": context, "eot": eot, **({"pad": pad} if pad else {})}
     for kind, given in (("image", {"image_size": image_size}), ("text", text)):
         name, module, proj = tower(model_config, kind, **given)
         if name not in FORMULAS:

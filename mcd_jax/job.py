@@ -109,7 +109,7 @@ def zeros(batch):
 
 
 def inputs(config, pipeline):
-    """What the model must know of its data: vocabulary, context, end-of-text id and image size.
+    """What the model must know of its data: vocabulary, context, end-of-text id, image size, and padding if it isn't 0.
 
     Raises:
       ValueError: a square image view or a tokenized view is needed and there is none.
@@ -121,7 +121,8 @@ def inputs(config, pipeline):
     height, width, _ = sizes[name]
     if height != width:
         raise ValueError(f"config.data.views.{name} makes {height} x {width} images: the towers take square ones")
-    return dict(vocab_size=pipeline.vocab_size, context=pipeline.context, eot=pipeline.eot, image_size=height)
+    padding = dict(pad=pipeline.pad) if pipeline.pad else {}
+    return dict(vocab_size=pipeline.vocab_size, context=pipeline.context, eot=pipeline.eot, image_size=height, **padding)
 
 
 def term_weights(config, durations):

@@ -292,6 +292,19 @@ def test_text_pooling():
     close(out["pooled"], out["tokens"][:, 1])
 
 
+def test_padding_other_than_0():
+    """The same text with another padding: nothing changes, and where the padding is the end of text its first one counts."""
+    words = jnp.asarray([[5, 0, EOT, 7, 7, 7], [5, 6, 8, 9, 3, EOT]], jnp.int32)
+    for options in ({"causal": False, "pool": "mean"}, {"causal": False, "pool": "map"}, {"pool": "last"}, {"pool": "eot"}):
+        config = {"image": RESNET, "text": {**TEXT, **options}, "embed_dim": DIM}
+        built, same = (towers.make(config, VOCAB, CONTEXT, EOT, SIZE, pad) for pad in (7, EOT))
+        params = init(built)
+        z = jax.jit(built.text)(params, words)["z"]
+        close(z[:1], jax.jit(built.text)(params, words[:1, :3])["z"])
+        if options["pool"] != "last":
+            close(z, jax.jit(same.text)(params, jnp.where(words == 7, EOT, words))["z"])
+
+
 @pytest.mark.parametrize("pool", ["class", "map"])
 def test_padding_does_not_change_bidirectional_text(pool):
     built = make(text={"causal": False, "pool": pool})

@@ -14,7 +14,7 @@ import math
 import cv2
 import numpy as np
 
-from mcd_jax.data import image, tokenizers
+from mcd_jax.data import image
 from mcd_jax.data.look import Look, Op
 
 _LUMA = np.array([0.299, 0.587, 0.114])
@@ -50,51 +50,6 @@ def load(example, column, enough=None):
     data = bytes(data)
     example["pixels", column] = image.decode(data, enough=enough)
     example["jpeg", column] = image.size(data) if image.is_jpeg(data) else None
-
-
-def caption(which="random", column="text"):
-    """One caption of a text column (str, UTF-8 bytes, or a list of them): a "random" one or the "first".
-
-    Empty ones are passed over; with none left the example is bad ("empty caption"). Bytes that are not UTF-8 are left
-    out. Only the first `tokenizers.LIMIT` characters are kept. Both are noted and counted.
-    """
-    if which not in ("random", "first"):
-        raise ValueError(f"caption({which!r}): use 'random' or 'first'")
-
-    def run(example, draws):
-        texts = example.get(("captions", column))
-        if texts is None:
-            texts = example["captions", column] = _captions(example, column)
-        return texts[int(draws[0] * len(texts))] if which == "random" else texts[0]
-    return Op(run, "example", "text", draws=1, column=column)
-
-
-def _captions(example, column):
-    stored = example[column]
-    texts = []
-    for text in stored if isinstance(stored, (list, tuple)) else [stored]:
-        if not isinstance(text, (str, bytes)):
-            raise image.Bad("caption not text", f"column {column!r} holds {type(text).__name__}")
-        if isinstance(text, bytes):
-            try:
-                text = text.decode()
-            except UnicodeDecodeError:
-                example.setdefault("notes", set()).add("caption not UTF-8")
-                text = text.decode(errors="ignore")
-        if len(text) > tokenizers.LIMIT:
-            example.setdefault("notes", set()).add("caption cut")
-        texts.append(tokenizers.collapse(text))
-    texts = [text for text in texts if text]
-    if not texts:
-        raise image.Bad("empty caption", f"column {column!r}")
-    return texts
-
-
-def tokenize(context, name="clip"):
-    """Token ids, int32 (context,): see `tokenizers.make` for `name`. First in a pipe it reads `caption("random")`."""
-    tokenizer = tokenizers.make(name)
-    tokenizer.encode([], context)  # refuses a context that is too short
-    return Op(lambda text, _: tokenizer.row(text, context), "text", "array", tokens=(tokenizer, context))
 
 
 def column(name):

@@ -83,7 +83,7 @@ class Pipeline:
       examples: number of examples in one epoch.
       shapes: {batch key: (shape with this process's rows first, dtype)}.
       stats: {cause: number of examples found bad or repaired so far}; `counts()` has the same as figures for the log.
-      vocab_size, context, eot: of the text view called "text", or of the only one (None without text views).
+      vocab_size, context, eot, pad: of the text view called "text", or of the only one (None without text views).
     """
 
     def __init__(self, source, views, seed, batch_size, rows=None, *, workers=2, prefetch=4, cache=False, max_bad=0.1,
@@ -110,7 +110,8 @@ class Pipeline:
         first = self._make(0, self._rows[:1])
         self.shapes = {key: ((len(self._rows), *value.shape[1:]), value.dtype) for key, value in first.items()}
         text = views.tokens.get("text") or next(iter(views.tokens.values()), None)
-        self.vocab_size, self.eot, self.context = (text[0].vocab_size, text[0].eot, text[1]) if text else (None,) * 3
+        self.context = text[1] if text else None
+        self.vocab_size, self.eot, self.pad = (text[0].vocab_size, text[0].eot, text[0].pad) if text else (None,) * 3
 
     @property
     def stats(self):

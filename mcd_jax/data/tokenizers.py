@@ -1,15 +1,20 @@
-"""Text -> int32 token rows. Two kinds: CLIP's byte-pair encoding ("clip") and any tokenizer.json ("emoji" or a path)."""
+"""Text -> int32 token rows: CLIP's byte-pair encoding ("clip"), a tokenizer.json ("emoji" or a path), a sentencepiece *.model."""
 import functools
 import html
 import pathlib
+import string
 
 import ftfy
 import numpy as np
 
-LIMIT = 4096  # characters of a text that are looked at: 50 tokens of CLIP's longest words at 77 tokens of context
+LIMIT = 4096  # characters of a text that are looked at; CLIP's longest word that is one token has 24
 _EMOJI = pathlib.Path(__file__).parent / "emoji" / "tokenizer.json"
 _END = ("<|endoftext|>", "<eot>", "[EOT]", "</s>", "<eos>", "[EOS]", "[SEP]")
 _START = ("<|startoftext|>", "<sot>", "[SOT]", "<s>", "<bos>", "[BOS]", "[CLS]")
+_PUNCTUATION = str.maketrans("", "", string.punctuation)
+
+
+# ---- cleaning ----
 
 
 def collapse(text):
@@ -17,35 +22,68 @@ def collapse(text):
     return " ".join(text[:16 * LIMIT].split())[:LIMIT]
 
 
+def plain(text):
+    """`collapse`, and lone surrogates, which are no text, made U+FFFD."""
+    text = collapse(text)
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        text = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+    return text
+
+
+def whitespace(text):
+    """open_clip's cleaning without lower-casing: `ftfy.fix_text`, `html.unescape` twice, strip, collapse blanks."""
+    return " ".join(_fix(text).split())
+
+
 def clean(text):
-    """open_clip's cleaning: `ftfy.fix_text`, `html.unescape` twice, strip, collapse blanks, lower-case."""
-    text = html.unescape(html.unescape(ftfy.fix_text(text)))
-    return " ".join(text.strip().split()).strip().lower()
+    """open_clip's cleaning of CLIP's texts: `whitespace`, then lower-case."""
+    return whitespace(text).lower()
+
+
+def canonical(text):
+    """SigLIP's cleaning, as in open_clip: `whitespace` with "_" made a blank, ASCII punctuation taken out, lower-case."""
+    return " ".join(_fix(text).replace("_", " ").translate(_PUNCTUATION).lower().split())
+
+
+def _fix(text):
+    """A text of more than LIMIT characters is collapsed and cut first; a shorter one is cleaned exactly as open_clip does."""
+    text = text if len(text) <= LIMIT else collapse(text)
+    return html.unescape(html.unescape(ftfy.fix_text(text)))
+
+
+CLEAN = {"plain": plain, "whitespace": whitespace, "lower": clean, "canonical": canonical}
+
+
+# ---- rows ----
 
 
 class Tokenizer:
-    """Token rows [start?] ids... end, padded with 0. Rows are cut so that `end` is always there.
+    """Token rows [start?] ids... end, then padding. Rows are cut so that `end` is always there.
 
     Attributes:
       vocab_size: int, ids are below it.
       eot: int id of end-of-text; causal towers pool at its first position.
-      sot: int id of start-of-text, or None where the vocabulary has none.
-      pad: 0.
+      sot: int id of start-of-text, or None where rows begin without one.
+      pad: int id of the padding, 0 unless asked for.
     """
-    pad = 0
 
-    def __init__(self, ids, vocab_size, eot, sot):
+    def __init__(self, ids, text, vocab_size, eot, sot=None, pad=0):
+        """ids: fn(str) -> list of int, without start and end. text: fn(list of int) -> str, its inverse."""
         self._ids = ids
+        self._text = text
         self.vocab_size = vocab_size
         self.eot = eot
         self.sot = sot
+        self.pad = pad
         self.row = functools.lru_cache(maxsize=65536)(self._row)
 
     def _row(self, text, context):
         """int32 (context,), read-only and remembered: captions repeat from epoch to epoch."""
         head = [] if self.sot is None else [self.sot]
-        ids = self._ids(collapse(text))[:context - 1 - len(head)]
-        row = np.zeros(context, np.int32)
+        ids = self._ids(text)[:context - 1 - len(head)]
+        row = np.full(context, self.pad, np.int32)
         row[:len(head) + len(ids) + 1] = [*head, *ids, self.eot]
         row.flags.writeable = False
         return row
@@ -54,7 +92,7 @@ class Tokenizer:
         """Token rows of many texts.
 
         Args:
-          texts: list of n str. Only the first LIMIT characters count, once blanks are collapsed.
+          texts: list of n str. Of one longer than LIMIT only the first LIMIT characters count, once blanks are collapsed.
           context: row length in tokens, at least 3.
 
         Returns:
@@ -73,32 +111,98 @@ class Tokenizer:
             row[:] = self.row(text, context)
         return rows
 
+    def pieces(self, row):
+        """What a row (context,) says: [(id, its text)] without the padding; "�" where a token is part of a letter."""
+        ids = [int(i) for i in row]
+        while ids and ids[-1] == self.pad:
+            ids.pop()
+        if self.pad == self.eot and len(ids) < len(row):
+            ids.append(self.eot)
+        named = {self.sot: "start", self.eot: "end"}
+        return [(i, named.get(i) or self._text([i])) for i in ids]
 
-@functools.cache
-def make(name):
+
+def make(name, clean="", pad=0):
     """The tokenizer `name`.
 
     Args:
-      name: "clip" (CLIP's 49,408 ids, equal to open_clip's SimpleTokenizer), "emoji" (the embedded 28-language
-        vocabulary), or the path of a tokenizer.json of the `tokenizers` package whose id 0 is the padding.
+      name: "clip" (CLIP's 49,408 ids, equal to open_clip's SimpleTokenizer), "emoji" (the embedded 28-language vocabulary), the
+        path of a tokenizer.json of the `tokenizers` package, or of a sentencepiece model (*.model or *.spm; needs the
+        `sentencepiece` package). Also a mapping with name and the other arguments, for where a config has one value.
+      clean: what is done to a text first: "plain" (blanks collapsed), "whitespace", "lower" or "canonical", see the functions.
+        Default: "lower" for "clip", else "plain".
+      pad: the id that fills a row. The towers take it from here. SigLIP's C4 vocabulary needs clean="canonical", pad=1 (its end
+        of text, as in `big_vision`) and a tower with pad_mask=False, pool="last".
+
+    An id that stands for start, end or padding never comes from within a text, so unknown words of a vocabulary that has
+    `<unk>` at the id of the padding are left out, and "</s>" in a caption does not end it. The exception is "clip", which reads
+    "<start_of_text>" and "<end_of_text>" as open_clip does. sentencepiece rows have no start token, as SigLIP's.
+
+    "clip" differs from open_clip only for U+0345, U+017F after an apostrophe, letters newer than Unicode 14 (it depends on either
+    program's version which are letters), and texts whose first 75 tokens take up more than LIMIT characters.
 
     Raises:
-      ValueError: no such file, or a vocabulary without an end-of-text token or with a word at id 0.
+      ValueError: no such file, unknown cleaning, or a vocabulary without end-of-text, or whose start or end is the padding.
     """
+    if hasattr(name, "keys"):
+        unknown = set(name) - {"name", "clean", "pad"}
+        if unknown or "name" not in name:
+            raise ValueError(f"tokenizer {dict(name)!r}: it has name and optionally clean, pad")
+        return make(**name)
+    if clean and clean not in CLEAN:
+        raise ValueError(f"no cleaning {clean!r}: use one of {', '.join(CLEAN)}")
+    return _make(name, clean, pad)
+
+
+@functools.cache
+def _make(name, clean, pad):
     if name == "clip":
         import instant_clip_tokenizer
-        clip = instant_clip_tokenizer.Tokenizer()
-        return Tokenizer(lambda text: clip.encode(clean(text)), 49408, clip.end_of_text(), clip.start_of_text())
-    path = _EMOJI if name == "emoji" else pathlib.Path(name)
-    if not path.is_file():
-        raise ValueError(f"no tokenizer {name!r}: use 'clip', 'emoji' or the path of a tokenizer.json")
+        model, fix = instant_clip_tokenizer.Tokenizer(), CLEAN[clean or "lower"]
+        ids = lambda text: model.encode(fix(text))
+        result = Tokenizer(ids, model.decode, 49408, model.end_of_text(), model.start_of_text(), pad)
+    else:
+        path = _EMOJI if name == "emoji" else pathlib.Path(name)
+        if not path.is_file():
+            raise ValueError(f"no tokenizer {name!r}: use 'clip', 'emoji' or the path of a tokenizer.json or sentencepiece *.model")
+        result = (_sentencepiece if path.suffix in (".model", ".spm") else _json)(path, CLEAN[clean or "plain"], pad)
+    if isinstance(pad, bool) or not isinstance(pad, int) or not 0 <= pad < result.vocab_size:
+        raise ValueError(f"tokenizer {name!r}: pad={pad!r} is no id of its {result.vocab_size} tokens")
+    if pad == result.sot or pad == result.eot == 0:
+        raise ValueError(f"{name}: id {pad} is the padding, and can't be {result._text([pad]) or 'start or end of text'!r}; "
+                         "choose another with pad=...")
+    return result
+
+
+def _json(path, fix, pad):
     import tokenizers
-    model = tokenizers.Tokenizer.from_file(str(path))
+    try:
+        model = tokenizers.Tokenizer.from_file(str(path))
+    except Exception as error:  # the package raises nothing more precise
+        raise ValueError(f"{path} is no tokenizer.json: {error}") from error
     model.no_truncation()
     model.no_padding()
     eot, sot = (next((i for i in map(model.token_to_id, names) if i is not None), None) for names in (_END, _START))
     if eot is None:
         raise ValueError(f"{path} has no end-of-text token: its vocabulary needs one of {', '.join(_END)}")
-    if 0 in (eot, sot):
-        raise ValueError(f"{path}: id 0 is the padding, and can't be {model.id_to_token(0)!r}")
-    return Tokenizer(lambda text: model.encode(text, add_special_tokens=False).ids, model.get_vocab_size(), eot, sot)
+    special = {eot, sot, pad}
+    ids = lambda text: [i for i in model.encode(fix(text), add_special_tokens=False).ids if i not in special]
+    return Tokenizer(ids, lambda ids: model.decode(ids, skip_special_tokens=False), model.get_vocab_size(), eot, sot, pad)
+
+
+def _sentencepiece(path, fix, pad):
+    try:
+        import sentencepiece
+    except ModuleNotFoundError as error:
+        raise ValueError(f"tokenizer {path}: reading it needs the sentencepiece package: pip install sentencepiece") from error
+    try:
+        model = sentencepiece.SentencePieceProcessor(model_file=str(path))
+    except (RuntimeError, OSError) as error:
+        raise ValueError(f"{path} is no sentencepiece model: {error}") from error
+    eot = model.eos_id()
+    if eot < 0:
+        raise ValueError(f"{path} has no end-of-text token: train it with eos_id")
+    special = {eot, pad}
+    ids = lambda text: [i for i in model.encode(fix(text)) if i not in special]
+    text = lambda ids: "".join(map(model.id_to_piece, ids)).replace("\u2581", " ")
+    return Tokenizer(ids, text, model.get_piece_size(), eot, None, pad)

@@ -6,10 +6,10 @@ import zlib
 
 import numpy as np
 
-from mcd_jax.data import ops, style
+from mcd_jax.data import ops, style, text
 from mcd_jax.data.look import misalignment
 
-_MODULES = (ops, style)
+_MODULES = (ops, style, text)
 
 
 class Views:
@@ -127,7 +127,7 @@ def _compile(view, spec):
         node = node.left
     pipe = [_op(view, spec, part) for part in reversed([*nodes, node])]
     if pipe[0].takes == "text":
-        pipe.insert(0, ops.caption())
+        pipe.insert(0, text.caption())
     has = "example"
     for part, op in zip([None] * (len(pipe) - len(nodes) - 1) + [node, *reversed(nodes)], pipe):
         if op.takes != has:

@@ -8,10 +8,8 @@ from mcd_jax.models import transformer
 from mcd_jax.models.heads import AttentionPool, masked_mean
 from mcd_jax.models.variants import text_variant
 
-PAD = 0
 
-
-def make(options, *, vocab_size, context, eot, dtype):
+def make(options, *, vocab_size, context, eot, dtype, pad=0):
     """A text tower from `config.model.text` (less its name): a variant such as "clip-B" or "S", and any field of Text to override.
 
     Raises:
@@ -19,7 +17,7 @@ def make(options, *, vocab_size, context, eot, dtype):
     """
     options = {**text_variant(options.get("variant")), **{k: v for k, v in options.items() if k != "variant"}}
     options.setdefault("mlp_dim", 4 * options.get("width", Text.width))
-    text = transformer.build("model.text", Text, options, vocab_size=vocab_size, context=context, eot=eot, dtype=dtype)
+    text = transformer.build("model.text", Text, options, vocab_size=vocab_size, context=context, eot=eot, pad=pad, dtype=dtype)
     transformer.check("model.text", text, least_depth=0 if text.pool in ("mean", "map") and not text.scan else 1)
     transformer.choose("model.text", "pool", text.pool, ("eot", "last", "first", "class", "mean", "map"))
     if text.causal and text.pool in ("first", "class"):
@@ -40,13 +38,14 @@ class Text(nn.Module):
     vocab_size: int
     context: int
     eot: int
+    pad: int = 0                 # may be eot, as SigLIP's: then the first one is no padding
     width: int = 192
     depth: int = 4               # 0 with mean or attention pooling: a bag of words
     mlp_dim: int = 768
     num_heads: int = 3
     causal: bool = True
     pool: str = "eot"            # eot | last | first | class | mean | map
-    pad_mask: bool = True        # attention doesn't look at padding (id 0). SigLIP: False
+    pad_mask: bool = True        # attention doesn't look at padding. SigLIP: False
     act: str = "gelu"
     eps: float = 1e-5
     drop_path: float = 0.0
@@ -67,7 +66,9 @@ class Text(nn.Module):
         position = self.param("position", nn.initializers.normal(0.01), (self.context, self.width))
         x = table[tokens].astype(self.dtype) + position[:length].astype(self.dtype)[None]
         out = {"embedded": x}
-        seen = tokens != PAD if self.pad_mask else jnp.ones_like(tokens, bool)
+        seen = tokens != self.pad if self.pad_mask else jnp.ones_like(tokens, bool)
+        if self.pad == self.eot:
+            seen |= jnp.arange(length)[None] == first_match(tokens, self.eot)[:, None]
         prefix = int(self.pool == "class")
         if prefix:
             token = self.param("class_token", nn.initializers.normal(0.02), (self.width,)).astype(self.dtype)

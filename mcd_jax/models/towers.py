@@ -32,7 +32,7 @@ class Towers(NamedTuple):
     path_depth: dict
 
 
-def make(model_config, vocab_size, context, eot, image_size):
+def make(model_config, vocab_size, context, eot, image_size, pad=0):
     """Both towers from `config.model`.
 
     Args:
@@ -41,6 +41,7 @@ def make(model_config, vocab_size, context, eot, image_size):
         "bfloat16"), and "mean", "std" of pixels in [0, 1], one number or one per channel.
       vocab_size, context, eot: of the tokenizer: ids, longest text in tokens, end-of-text id.
       image_size: pixels of the side of an image.
+      pad: id of the tokenizer's padding; a text tower is told only if it isn't 0.
 
     Raises:
       ValueError: an unknown name or option, or sizes that don't fit; the sentence names the key and what would be right.
@@ -48,7 +49,8 @@ def make(model_config, vocab_size, context, eot, image_size):
     config = _checked(model_config)
     dtype = jnp.dtype(config["dtype"])
     _, image_tower, image_proj = tower(config, "image", image_size=image_size)
-    _, text_tower, text_proj = tower(config, "text", vocab_size=vocab_size, context=context, eot=eot)
+    padding = {"pad": pad} if pad else {}
+    _, text_tower, text_proj = tower(config, "text", vocab_size=vocab_size, context=context, eot=eot, **padding)
     dim = config["embed_dim"]
     mean, std = (jnp.broadcast_to(jnp.asarray(config[k], jnp.float32), (3,)) for k in ("mean", "std"))
 
