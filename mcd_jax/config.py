@@ -9,7 +9,8 @@ import json
 import math
 import pathlib
 
-from ml_collections import ConfigDict
+from absl import flags
+from ml_collections import ConfigDict, config_flags
 
 from mcd_jax import load
 
@@ -147,3 +148,21 @@ def read(path):
     if not path.exists():
         raise FileNotFoundError(f"{path} does not exist: is this the --workdir of a run that `python -m mcd_jax.train` started?")
     return ConfigDict(json.loads(path.read_text()))
+
+
+def from_file(path, given=()):
+    """The ConfigDict that train reads from `--config=<path>` (a file of configs/, with `:args`) and the flags `given`.
+
+    Raises:
+      ValueError: config_flags refuses a flag. OSError: there is no such file.
+    """
+    argv = ["train", f"--config={path}", *given]
+    values = flags.FlagValues()
+    config_flags.DEFINE_config_file("config", None, "", flag_values=values, sys_argv=argv)
+    try:
+        values(argv)
+    except (flags.Error, AttributeError, KeyError, TypeError) as error:
+        raise ValueError(str(error)) from error
+    config = values["config"].value
+    config.to_dict()   # a file that is missing is only reported when the config is used
+    return config

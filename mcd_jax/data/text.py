@@ -51,11 +51,12 @@ def _captions(example, column):
     """The usable captions, remembered with the example, which may be kept from epoch to epoch."""
     texts = example.get(("captions", column))
     if texts is None:
-        texts = example["captions", column] = _read(example, column)
+        texts = example["captions", column] = usable(example, column)
     return texts
 
 
-def _read(example, column):
+def usable(example, column):
+    """The captions of an example that can be used, list of str; what was repaired goes to its "notes". Raises Bad without any."""
     stored = example[column]
     texts = []
     for text in stored if isinstance(stored, (list, tuple)) else [stored]:

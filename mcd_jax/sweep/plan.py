@@ -12,14 +12,14 @@ import shlex
 import sys
 from typing import Any, NamedTuple
 
-from absl import flags
-from ml_collections import ConfigDict, config_flags
+from ml_collections import ConfigDict
 import numpy as np
 
 from mcd_jax import config as config_lib
 
 _LONGEST = 100   # letters of a folder name
 _FIELDS = ("command", "overrides", "workdir", "name")
+read = config_lib.from_file
 
 
 class Run(NamedTuple):
@@ -85,24 +85,6 @@ def collect(path):
     if not found:
         raise ValueError(f"sweep(add) in {path} adds no run")
     return found
-
-
-def read(path, given):
-    """The ConfigDict that train reads from `--config=<path>` and the flags `given`.
-
-    Raises:
-      ValueError: config_flags refuses a flag. OSError: there is no such file.
-    """
-    argv = ["train", f"--config={path}", *given]
-    values = flags.FlagValues()
-    config_flags.DEFINE_config_file("config", None, "", flag_values=values, sys_argv=argv)
-    try:
-        values(argv)
-    except (flags.Error, AttributeError, KeyError, TypeError) as error:
-        raise ValueError(str(error)) from error
-    config = values["config"].value
-    len(config)   # a file that is missing is only reported when the config is used
-    return config
 
 
 def plain(key, value):

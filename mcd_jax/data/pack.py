@@ -1,0 +1,321 @@
+"""Packs any source into ArrayRecord shards of small JPEG images, once, so that training decodes less:
+
+    python -m mcd_jax.data.pack --source=configs/my.py --out=DIR [--short_side=256 --quality=90 --shard_examples=10000 --workers=N]
+    python -m mcd_jax.data.pack --source name=folder path=/data/pictures table=captions.csv columns.text=title --out=DIR
+    python -m mcd_jax.data.pack --out=DIR --verify
+
+`--source` is a config file, whose data.source is read, or the source's own keys. The result is read by
+dict(name="array_record", path="DIR/*.array_record", columns=dict(key="key")); `encode.py` says what a record holds. Images whose
+shorter side is longer than `--short_side` are reduced to it, none is enlarged. Examples that training would replace (corrupt, no
+caption) are left out, counted by cause and named in DIR/bad_examples.jsonl.
+
+The same command again goes on where the last one stopped: finished shards are kept. The same source and settings give the same
+bytes, whatever the number of workers; DIR/manifest.json has sizes and sha256 of the shards, which `--verify` compares.
+"""
+import argparse
+import ast
+import collections
+import concurrent.futures
+import contextlib
+import fcntl
+import hashlib
+import json
+import multiprocessing
+import os
+import pathlib
+import sys
+import time
+
+from mcd_jax import config as config_lib
+from mcd_jax.data import encode, image, sources
+
+_SETTINGS = ("source", "short_side", "quality", "shard_examples", "keep", "source_examples")
+
+
+# ---- one shard ----
+
+
+def shard_name(number, count):
+    return f"pairs-{number:05d}-of-{count:05d}.array_record"
+
+
+def write_shard(source, settings, out, number, count):
+    """Writes shard `number` of `count`: the good ones of its `shard_examples` neighbours of the source, in their order.
+
+    Returns:
+      (its line of the manifest, list of lines for bad_examples.jsonl, sorted names of columns that it leaves out).
+    """
+    from array_record.python import array_record_module
+
+    size = settings["shard_examples"]
+    first, bad, left_out, examples = number * size, [], set(), 0
+    name = shard_name(number, count)
+    part = out / f".{name}.part"
+    writer = array_record_module.ArrayRecordWriter(str(part), "group_size:1")
+    for index in range(first, min(first + size, settings["source_examples"])):
+        key = str(index)
+        try:
+            example = source[index]
+            key = example["key"] if isinstance(example["key"], str) else str(example["key"])
+            data, more = encode.record(example, settings["short_side"], settings["quality"], settings["keep"])
+        except image.Bad as error:
+            bad.append({"index": index, "key": key, "cause": error.cause, "detail": error.detail})
+            continue
+        except Exception as error:
+            error.add_note(f"while packing example {index} of {settings['source_examples']}")
+            raise
+        writer.write(data)
+        left_out |= more
+        examples += 1
+    writer.close()
+    line = {"file": name, "first": first, "examples": examples, "bytes": 0, "sha256": "", "bad": len(bad)}
+    if examples:
+        line["bytes"], line["sha256"] = os.path.getsize(part), digest(part)
+        _sync(part)
+        os.replace(part, out / name)
+    else:   # a file without records can't be opened
+        part.unlink()
+    return line, bad, sorted(left_out)
+
+
+def digest(path):
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _sync(path):
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
+
+
+# ---- all of them ----
+
+
+def pack(source, out, short_side=256, quality=90, shard_examples=10_000, workers=1, keep=(), say=print):
+    """Packs a source into the local folder `out`.
+
+    Args:
+      source: as `config.data.source`. short_side: pixels, 0 for as it is. quality: of the JPEGs, 1 to 100.
+      shard_examples: examples of the source per shard. workers: processes. keep: text columns to carry along.
+
+    Returns:
+      the manifest, a dict.
+
+    Raises:
+      ValueError: a bad value, or `out` holds what other settings made. RuntimeError: no example is good.
+      BlockingIOError: another process packs into `out`.
+    """
+    for name, value, least in (("short_side", short_side, 0), ("quality", quality, 1), ("shard_examples", shard_examples, 1),
+                               ("workers", workers, 1)):
+        if isinstance(value, bool) or not isinstance(value, int) or value < least:
+            raise ValueError(f"{name}={value!r} must be a whole number of at least {least}")
+    if quality > 100:
+        raise ValueError(f"quality={quality} must be at most 100")
+    opened, out = sources.open(source), pathlib.Path(out)
+    missing = [name for name in keep if not len(opened) or name not in opened[0] or name in encode.ROLES]
+    if missing:
+        raise ValueError(f"--keep={','.join(missing)}: the source has no such column to carry along")
+    spec = json.loads(json.dumps(source.to_dict() if hasattr(source, "to_dict") else dict(source)))
+    settings = dict(zip(_SETTINGS, (spec, short_side, quality, shard_examples, list(keep), len(opened))))
+    out.mkdir(parents=True, exist_ok=True)
+    with _locked(out):
+        return _pack(opened, out, settings, workers, say)
+
+
+def _pack(source, out, settings, workers, say):
+    count = -(-settings["source_examples"] // settings["shard_examples"])
+    done, bad, left_out = _finished(out, settings, count)
+    todo = [number for number in range(count) if number not in done]
+    if done:
+        say(f"{len(done)} of {count} shards are finished already")
+    start, seen = time.perf_counter(), 0
+    for number, (line, worse, names) in _shards(source, out, settings, workers, todo, count):
+        done[number], left_out = line, left_out | set(names)
+        bad += worse
+        seen += line["examples"] + line["bad"]
+        _save(out, settings, done, bad, left_out, count)
+        say(f"{line['file']}: {line['examples']:,} examples, {line['bad']:,} bad, {line['bytes'] / 1e6:.1f} MB; "
+            f"{seen / (time.perf_counter() - start):.0f} examples/s")
+    manifest = _save(out, settings, done, bad, left_out, count)
+    if not manifest["examples"]:
+        raise RuntimeError(f"no example of the source is good: {_causes(manifest)}; {out}/bad_examples.jsonl names them")
+    return manifest
+
+
+def _shards(source, out, settings, workers, todo, count):
+    """(number, result of write_shard) of each of `todo`, as they are finished."""
+    if min(workers, len(todo)) < 2:
+        for number in todo:
+            yield number, write_shard(source, settings, out, number, count)
+        return
+    with concurrent.futures.ProcessPoolExecutor(min(workers, len(todo)), multiprocessing.get_context("spawn"), _begin,
+                                                (settings["source"],)) as pool:
+        try:
+            jobs = {pool.submit(_one, settings, out, number, count): number for number in todo}
+            for job in concurrent.futures.as_completed(jobs):
+                yield jobs[job], job.result()
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+
+
+_WORKER = []   # the source that this worker process has opened
+
+
+def _begin(spec):
+    _WORKER[:] = [sources.open(spec)]
+
+
+def _one(settings, out, number, count):
+    return write_shard(_WORKER[0], settings, out, number, count)
+
+
+def _finished(out, settings, count):
+    """({number: line} of the shards that an earlier run finished, the lines of their bad examples, the columns left out)."""
+    for part in out.glob(".pairs-*.part"):
+        part.unlink()
+    path = out / "manifest.json"
+    if not path.exists():
+        strange = sorted(p.name for p in out.glob("*.array_record"))
+        if [name for name in strange if name not in {shard_name(i, count) for i in range(count)}]:
+            raise ValueError(f"{out} holds {strange[0]}, which isn't of this packing: choose another --out")
+        return {}, [], set()
+    manifest = json.loads(path.read_text())
+    other = [key for key in _SETTINGS if manifest.get(key) != settings[key]]
+    if other:
+        raise ValueError(f"{out} was packed with {other[0]}={manifest.get(other[0])!r}, now it is {settings[other[0]]!r}: choose "
+                         "another --out, or remove it")
+    done = {line["first"] // settings["shard_examples"]: line for line in manifest["shards"] if _there(out, line)}
+    log, size = out / "bad_examples.jsonl", settings["shard_examples"]
+    bad = [json.loads(line) for line in log.read_text().splitlines()] if log.exists() else []
+    return done, [line for line in bad if line["index"] // size in done], set(manifest["left_out"])
+
+
+def _there(out, line):
+    path = out / line["file"]
+    return not line["examples"] or (path.is_file() and path.stat().st_size == line["bytes"])
+
+
+def _save(out, settings, done, bad, left_out, count):
+    bad = sorted(bad, key=lambda line: line["index"])
+    lines, causes = [done[number] for number in sorted(done)], collections.Counter(line["cause"] for line in bad)
+    manifest = {**settings, "complete": len(done) == count, "examples": sum(line["examples"] for line in lines),
+                "bytes": sum(line["bytes"] for line in lines), "bad": dict(sorted(causes.items())),
+                "left_out": sorted(left_out), "shards": lines}
+    _replace(out / "bad_examples.jsonl", "".join(json.dumps(line) + "\n" for line in bad))   # first: the manifest says what is done
+    _replace(out / "manifest.json", json.dumps(manifest, indent=1) + "\n")
+    return manifest
+
+
+def _replace(path, content):
+    part = path.with_name(f".{path.name}.part")
+    part.write_text(content)
+    _sync(part)
+    os.replace(part, path)
+
+
+@contextlib.contextmanager
+def _locked(out):
+    handle = os.open(out, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise BlockingIOError(f"another process packs into {out}") from error
+        yield
+    finally:
+        os.close(handle)
+
+
+def verify(out):
+    """What is wrong with a packed folder, a list of sentences: shards missing, of other bytes or another number of records.
+
+    Raises:
+      FileNotFoundError: `out` has no manifest.json.
+    """
+    from array_record.python import array_record_module
+
+    out = pathlib.Path(out)
+    path = out / "manifest.json"
+    if not path.exists():
+        raise FileNotFoundError(f"{path} does not exist: has anything been packed into {out}?")
+    manifest = json.loads(path.read_text())
+    wrong = [] if manifest["complete"] else [f"{path} is not complete: start the same packing again"]
+    for line in manifest["shards"]:
+        file = out / line["file"]
+        if not line["examples"]:
+            continue
+        if not file.is_file():
+            wrong.append(f"{file} is missing")
+        elif file.stat().st_size != line["bytes"] or digest(file) != line["sha256"]:
+            wrong.append(f"{file} isn't what was packed: it has {file.stat().st_size:,} bytes of {line['bytes']:,} "
+                         "or another sha256; remove it and start the packing again")
+        else:
+            reader = array_record_module.ArrayRecordReader(str(file))
+            if reader.num_records() != line["examples"]:
+                wrong.append(f"{file} has {reader.num_records()} records of {line['examples']}")
+            reader.close()
+    return wrong
+
+
+# ---- the command ----
+
+
+def read_source(words):
+    """`config.data.source` of a config file ("configs/my.py", with ":arguments" if it takes any), or of KEY=VALUE words.
+
+    "columns.text=title" reaches inside; a value that reads as a Python literal is one, all others are text.
+    """
+    if len(words) == 1 and "=" not in words[0].partition(":")[0]:
+        return config_lib.from_file(words[0]).data.source.to_dict()
+    spec = {}
+    for word in words:
+        key, equals, value = word.partition("=")
+        if not equals or not key:
+            raise ValueError(f"--source {word!r}: write KEY=VALUE, such as name=folder, or one config file")
+        with contextlib.suppress(ValueError, SyntaxError):
+            value = ast.literal_eval(value)
+        *outer, last = key.split(".")
+        inside = spec
+        for name in outer:
+            inside = inside.setdefault(name, {})
+        inside[last] = value
+    return spec
+
+
+def _causes(manifest):
+    return ", ".join(f"{count:,} x {cause}" for cause, count in manifest["bad"].items())
+
+
+def main(args=None):
+    parser = argparse.ArgumentParser(prog="python -m mcd_jax.data.pack", description=__doc__,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--source", action="extend", nargs="+", default=[], metavar="CONFIG.py or KEY=VALUE")
+    parser.add_argument("--out", required=True, help="a local folder")
+    parser.add_argument("--short_side", type=int, default=256, help="pixels; 0: as it is")
+    parser.add_argument("--quality", type=int, default=90, help="of the JPEGs")
+    parser.add_argument("--shard_examples", type=int, default=10_000, help="examples of the source per shard")
+    parser.add_argument("--workers", type=int, default=os.cpu_count(), help="processes")
+    parser.add_argument("--keep", default="", metavar="A,B", help="text columns to carry along")
+    parser.add_argument("--verify", action="store_true", help="only compare --out with its manifest")
+    args = parser.parse_args(args)
+    try:
+        if args.verify:
+            wrong = verify(args.out)
+            print("\n".join(wrong) or f"{args.out}: every shard is what was packed")
+            sys.exit(1 if wrong else 0)
+        if not args.source:
+            parser.error("--source is needed: a config file or KEY=VALUE words")
+        manifest = pack(read_source(args.source), args.out, args.short_side, args.quality, args.shard_examples, args.workers,
+                        tuple(filter(None, args.keep.split(","))), lambda line: print(line, flush=True))
+    except (ValueError, OSError, RuntimeError) as error:
+        sys.exit(f"error: {error}" + "".join(f" ({note})" for note in getattr(error, "__notes__", ())))
+    bad = sum(manifest["bad"].values())
+    print(f"packed {manifest['examples']:,} examples in {manifest['bytes'] / 1e6:.1f} MB; left out {bad:,} bad"
+          + (f" ({_causes(manifest)})" if bad else "")
+          + (f" and the columns {', '.join(manifest['left_out'])}" if manifest["left_out"] else "")
+          + f"\nread it by data.source=dict(name='array_record', path='{args.out}/*.array_record', columns=dict(key='key'))")
+
+
+if __name__ == "__main__":
+    main()
