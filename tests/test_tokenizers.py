@@ -93,10 +93,17 @@ def json_path(tmp_path_factory):
 def test_what_a_row_says():
     clip = tokenizers.make("clip")
     assert clip.pieces(clip.encode(["a Cat \u65e5"], 8)[0]) == [
-        (49406, "start"), (320, "a "), (2368, "cat "), (37156, "\u65e5 "), (49407, "end")]
+        ((49406,), "start"), ((320,), "a "), ((2368,), "cat "), ((37156,), "\u65e5 "), ((49407,), "end")]
     ours = tokenizers.make("emoji")
     pieces = ours.pieces(ours.encode(["two red hearts"], 12)[0])
-    assert "".join(text for _, text in pieces[:-1]).strip() == "two red hearts" and pieces[-1] == (ours.eot, "end")
+    assert "".join(text for _, text in pieces[:-1]).strip() == "two red hearts" and pieces[-1] == ((ours.eot,), "end")
+    for text in ("\u72ac\U0001f436 is a dog", "\u0643\u0644\u0628"):   # letters of several tokens are put together again
+        row = ours.encode([text], 40)[0]
+        pieces = ours.pieces(row)
+        assert "".join(text for _, text in pieces[:-1]).strip() == text and max(len(ids) for ids, _ in pieces) > 1
+        assert [i for ids, _ in pieces for i in ids] == [i for i in row.tolist() if i]
+    broken = ours.pieces(ours.encode(["\u72ac"], 3)[0])     # cut inside a letter
+    assert broken[-1] == ((ours.eot,), "end") and "\ufffd" in broken[0][1]
 
 
 def test_tokenizer_json(json_path):

@@ -80,6 +80,7 @@ class Pipeline:
     """See `make`.
 
     Attributes:
+      source, views: what it was made of.
       examples: number of examples in one epoch.
       shapes: {batch key: (shape with this process's rows first, dtype)}.
       stats: {cause: number of examples found bad or repaired so far}; `counts()` has the same as figures for the log.
@@ -98,7 +99,7 @@ class Pipeline:
         if isinstance(seed, bool) or not isinstance(seed, (int, np.integer)) or seed < 0:
             raise ValueError(f"seed={seed!r} must be an integer of at least 0")
         self.examples = order.size(source)
-        self.views, self._source = views, source
+        self.source, self.views = source, views
         self._seed, self._batch_size, self._workers, self._prefetch = int(seed), batch_size, workers, prefetch
         everything = np.arange(batch_size)
         self._rows = everything if rows is None else everything[rows]
@@ -120,6 +121,14 @@ class Pipeline:
     def batch(self, step):
         """The rows of this process at `step` >= 0, {key: numpy array}; made in the caller's thread."""
         return self._make(step, self._rows)
+
+    def asked(self, step):
+        """(positions in the stream, indices of the source that stand there) of this process's rows at `step`, lists of int.
+
+        batch(step)["index"] differs from these indices where a bad example was replaced.
+        """
+        positions = (int(step) * self._batch_size + self._rows).tolist()
+        return positions, [self._index(position) for position in positions]
 
     def iterate(self, first_step=0):
         """Endless iterator over batch(first_step), batch(first_step + 1), ... made ahead by `workers` threads.
@@ -147,7 +156,7 @@ class Pipeline:
 
     def _make(self, step, rows):
         positions = (int(step) * self._batch_size + rows).tolist()
-        indices = [order.draw(self._source, self._seed, position) for position in positions]
+        indices = [order.draw(self.source, self._seed, position) for position in positions]
         return _batch(self.views, self._reader, self._seed, indices, positions)
 
 

@@ -8,6 +8,7 @@ import ftfy
 import numpy as np
 
 LIMIT = 4096  # characters of a text that are looked at; CLIP's longest word that is one token has 24
+_LETTER = 8      # most tokens that are shown as one letter
 _EMOJI = pathlib.Path(__file__).parent / "emoji" / "tokenizer.json"
 _END = ("<|endoftext|>", "<eot>", "[EOT]", "</s>", "<eos>", "[EOS]", "[SEP]")
 _START = ("<|startoftext|>", "<sot>", "[SOT]", "<s>", "<bos>", "[BOS]", "[CLS]")
@@ -112,14 +113,25 @@ class Tokenizer:
         return rows
 
     def pieces(self, row):
-        """What a row (context,) says: [(id, its text)] without the padding; "�" where a token is part of a letter."""
+        """What a row (context,) says: [(ids, their text)] without the padding; several ids where only together they are letters."""
         ids = [int(i) for i in row]
         while ids and ids[-1] == self.pad:
             ids.pop()
         if self.pad == self.eot and len(ids) < len(row):
             ids.append(self.eot)
-        named = {self.sot: "start", self.eot: "end"}
-        return [(i, named.get(i) or self._text([i])) for i in ids]
+        named, found, open_ids = {self.sot: "start", self.eot: "end"}, [], ()
+        for i in ids:
+            if i in named:
+                found += [(open_ids, self._text(list(open_ids)))] if open_ids else []
+                found.append(((i,), named[i]))
+                open_ids = ()
+                continue
+            open_ids += (i,)
+            text = self._text(list(open_ids))
+            if not text.endswith("\ufffd") or len(open_ids) == _LETTER:
+                found.append((open_ids, text))
+                open_ids = ()
+        return found
 
 
 def make(name, clean="", pad=0):

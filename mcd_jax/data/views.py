@@ -20,6 +20,8 @@ class Views:
       columns: sorted list of the example's columns that are read.
       keys: set of the batch keys that are emitted.
       tokens: {view name: (tokenizer, context)} of the text views.
+      sources: {view name: the column that it begins with}.
+      images: list of the image views.
     """
 
     def __init__(self, specs):
@@ -29,6 +31,7 @@ class Views:
         self._pipes = {name: _compile(name, spec) for name, spec in self.specs.items()}
         self.columns = sorted({op.column for pipe in self._pipes.values() for op in pipe if op.column})
         self.tokens = {name: op.tokens for name, pipe in self._pipes.items() for op in pipe if op.tokens}
+        self.sources = {name: pipe[0].column for name, pipe in self._pipes.items()}
         self.images = [name for name, pipe in self._pipes.items() if pipe[-1].gives == "image"]
         self._pictures = {}  # {column that decode reads: [(view, the op behind decode)]}
         for name, (first, *others) in self._pipes.items():
@@ -86,6 +89,19 @@ class Views:
         for name, pipe in self._pipes.items():
             value, numbers, used = example, draws[name], 0
             for op in pipe:
+                value = op.run(value, numbers[used:used + op.draws])
+                used += op.draws
+            result[name] = value
+        return result
+
+    def texts(self, example, draws):
+        """{text view: the str (or list of str) that its tokenizer is given}, of one example; arguments as for a call."""
+        result = {}
+        for name in self.tokens:
+            value, numbers, used = example, draws[name], 0
+            for op in self._pipes[name]:
+                if op.tokens:
+                    break
                 value = op.run(value, numbers[used:used + op.draws])
                 used += op.draws
             result[name] = value

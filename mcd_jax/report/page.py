@@ -1,14 +1,11 @@
 """The report as one HTML document: a pure function of what `report.read` and `gallery.gather` return."""
 import json
-import pathlib
 
 from mcd_jax.evaluate import number
+from mcd_jax.markup import document, duration, el, figure, flat, grid, join, note, table, tree, words
 from mcd_jax.report import plots
-from mcd_jax.report.html import Html, duration, el, figure, flat, grid, join, note, table, tree, words
 from mcd_jax.report.tables import augmentation_gallery, evaluations, text_gallery
 
-_STYLE = pathlib.Path(__file__).with_name("style.css")
-_POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"  # the page can load and run nothing
 _SPEED = ("examples_per_sec", "input_stall", "mfu", "device_memory", "host_memory", "memory_bytes")
 _PARTS = ("start", "train", "stall", "eval", "checkpoint")
 _OPTIMIZER = ("grad_norm", "update_norm", "param_norm", "lr", "weight", "skipped_updates", "skipped_in_row", "bad_examples")
@@ -23,17 +20,6 @@ def page(run, gallery, other=None):
                 "config": ("Config and versions", config(run, other))}
     against = el("p", "compared with ", el("b", other["name"], cls="two"), cls="against") if other else None
     return document(run["name"], [against, summary(run, gallery, other)], sections)
-
-
-def document(name, lead, sections):
-    """A page that loads nothing: `lead` under the title, then `sections`, id -> (title, part)."""
-    nav = el("nav", [el("a", title, href=f"#{key}") for key, (title, _) in sections.items()])
-    head = el("head", el("meta", charset="utf-8"), el("title", name),
-              el("meta", http_equiv="Content-Security-Policy", content=_POLICY),
-              el("meta", name="viewport", content="width=device-width, initial-scale=1"), el("style", Html(_STYLE.read_text())))
-    header = el("header", el("div", el("h1", name), nav, cls="bar"), lead, id="summary")
-    body = el("main", [el("section", el("h2", title), part, id=key) for key, (title, part) in sections.items()])
-    return "<!doctype html>" + el("html", head, el("body", header, body), lang="en") + "\n"
 
 
 def summary(run, gallery, other):

@@ -11,7 +11,7 @@ from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 import numpy as np
 
-from mcd_jax.report.html import Html
+from mcd_jax.markup import Html
 
 COLOURS = ("#2563eb", "#ea580c", "#059669", "#9333ea", "#db2777", "#64748b")
 _STYLE = {"svg.fonttype": "none", "svg.hashsalt": "mcd_jax", "font.family": "sans-serif", "font.size": 8, "axes.spines.top": False,

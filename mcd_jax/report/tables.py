@@ -1,7 +1,7 @@
 """Evaluation tables and galleries of the report: pure functions of figures and pictures."""
 from mcd_jax.evaluate import COUNTS, number
+from mcd_jax.markup import el, figure, grid, note, table, tree, words
 from mcd_jax.report import plots
-from mcd_jax.report.html import el, figure, grid, note, table, tree, words
 
 _FIRST = ("R@1", "R@5", "R@10", "top1", "top5", "mean_per_class", "MRR", "distance")
 _MISALIGNMENT = {"ordered": "Pairs of views of one image in the right order (chance 50%)",

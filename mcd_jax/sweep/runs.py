@@ -16,7 +16,7 @@ import time
 
 from mcd_jax import checkpoint, duration, report
 from mcd_jax.data import sources
-from mcd_jax.report.html import flat
+from mcd_jax.markup import flat
 from mcd_jax.sweep import plan
 
 TRIES = 10   # starts of a run that ends as preempted

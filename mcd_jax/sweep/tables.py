@@ -8,8 +8,8 @@ import statistics
 
 from mcd_jax import report
 from mcd_jax.evaluate import COUNTS, number
-from mcd_jax.report import page, plots
-from mcd_jax.report.html import duration, el, figure, grid, note, table, words
+from mcd_jax.markup import document, duration, el, figure, grid, note, table, words
+from mcd_jax.report import plots
 from mcd_jax.sweep.plan import short
 
 _OTHERS = "#cbd5e1"   # colour of the runs that are not among the best
@@ -126,7 +126,7 @@ def as_html(rows, metric, minimize=False, name="sweep"):
         text = "Mean and standard deviation over the seeds of finished runs that are otherwise equal."
         sections["seeds"] = ("Over the seeds", [note(text), seeds_table(means, near)])
     sections["curves"] = ("Curves", panels(rows, near))
-    return page.document(name, lead, sections)
+    return document(name, lead, sections)
 
 
 def beside(rows, metric):

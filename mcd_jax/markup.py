@@ -1,8 +1,11 @@
-"""Markup for the report: elements whose text is escaped unless it is markup itself, and how figures and names are written."""
+"""Pages of HTML: elements whose text is escaped unless it is markup itself, and how figures and names are written."""
 import html
 import math
+import pathlib
 
 _EMPTY = ("img", "meta")
+_STYLE = pathlib.Path(__file__).with_suffix(".css")
+_POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"  # the page can load and run nothing
 
 
 class Html(str):
@@ -73,3 +76,14 @@ def flat(config, path=""):
         return {k: v for name, sub in config.items() for k, v in flat(sub, f"{path}.{name}" if path else str(name)).items()}
     return {path: "nan" if isinstance(config, float) and math.isnan(config) else config}
 
+
+def document(name, lead, sections, style=""):
+    """A page that loads nothing: `lead` under the title, then `sections`, id -> (title, part). `style`: further rules of CSS."""
+    nav = el("nav", [el("a", title, href=f"#{key}") for key, (title, _) in sections.items()])
+    head = el("head", el("meta", charset="utf-8"), el("title", name),
+              el("meta", http_equiv="Content-Security-Policy", content=_POLICY),
+              el("meta", name="viewport", content="width=device-width, initial-scale=1"),
+              el("style", Html(_STYLE.read_text() + style)))
+    header = el("header", el("div", el("h1", name), nav, cls="bar"), lead, id="summary")
+    body = el("main", [el("section", el("h2", title), part, id=key) for key, (title, part) in sections.items()])
+    return "<!doctype html>" + el("html", head, el("body", header, body), lang="en") + "\n"
