@@ -191,11 +191,11 @@ def test_a_stopped_packing_goes_on(tmp_path, hostile, monkeypatch):
         if len(calls) == 14:   # in the third shard
             raise OSError("the disk is gone")
         return inside(*args)
-    monkeypatch.setattr(records, "record", dies)
+    monkeypatch.setattr(encode, "record", dies)
     with pytest.raises(OSError, match="the disk is gone") as error:
         pack.pack(spec, out, shard_examples=6, **QUIET)
     assert error.value.__notes__ == ["while packing example 13 of 24"]
-    monkeypatch.setattr(records, "record", inside)
+    monkeypatch.setattr(encode, "record", inside)
     assert {".pairs-00002-of-00004.array_record.part", "pairs-00001-of-00004.array_record"} <= set(files(out))
     assert not json.loads((out / "manifest.json").read_text())["complete"] and "is not complete" in pack.verify(out)[0]
     before = {i: os.stat(out / pack.shard_name(i, 4)).st_mtime_ns for i in (0, 1)}

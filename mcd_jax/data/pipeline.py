@@ -127,8 +127,11 @@ class Pipeline:
 
         batch(step)["index"] differs from these indices where a bad example was replaced.
         """
-        positions = (int(step) * self._batch_size + self._rows).tolist()
-        return positions, [self._index(position) for position in positions]
+        return self._asked(step, self._rows)
+
+    def _asked(self, step, rows):
+        positions = (int(step) * self._batch_size + rows).tolist()
+        return positions, [order.draw(self.source, self._seed, position) for position in positions]
 
     def iterate(self, first_step=0):
         """Endless iterator over batch(first_step), batch(first_step + 1), ... made ahead by `workers` threads.
@@ -155,8 +158,7 @@ class Pipeline:
         return self._make(step, np.array_split(self._rows, pieces)[part])
 
     def _make(self, step, rows):
-        positions = (int(step) * self._batch_size + rows).tolist()
-        indices = [order.draw(self.source, self._seed, position) for position in positions]
+        positions, indices = self._asked(step, rows)
         return _batch(self.views, self._reader, self._seed, indices, positions)
 
 
