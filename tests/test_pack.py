@@ -2,6 +2,10 @@
 import io
 import json
 import os
+import pathlib
+import subprocess
+import sys
+import time
 
 import numpy as np
 from PIL import Image
@@ -196,7 +200,7 @@ def test_a_stopped_packing_goes_on(tmp_path, hostile, monkeypatch):
         pack.pack(spec, out, shard_examples=6, **QUIET)
     assert error.value.__notes__ == ["while packing example 13 of 24"]
     monkeypatch.setattr(encode, "record", inside)
-    assert {".pairs-00002-of-00004.array_record.part", "pairs-00001-of-00004.array_record"} <= set(files(out))
+    assert {f".pairs-00002-of-00004.array_record.{os.getpid()}.part", "pairs-00001-of-00004.array_record"} <= set(files(out))
     assert not json.loads((out / "manifest.json").read_text())["complete"] and "is not complete" in pack.verify(out)[0]
     before = {i: os.stat(out / pack.shard_name(i, 4)).st_mtime_ns for i in (0, 1)}
     said = []
@@ -210,6 +214,52 @@ def test_a_stopped_packing_goes_on(tmp_path, hostile, monkeypatch):
     said.clear()
     pack.pack(spec, out, shard_examples=6, say=said.append)
     assert [line[:11] for line in said] == ["2 of 4 shar", "pairs-00000", "pairs-00003"] and files(out) == files(straight)
+
+
+def test_a_killed_packing_leaves_no_worker_behind_and_goes_on(tmp_path, hostile):
+    spec, _ = hostile
+    (tmp_path / "slow").mkdir()
+    slow = tmp_path / "slow" / "pairs.py"   # waits in its second half, so that the workers are busy when they are killed
+    slow.write_text("import os, time\nfrom mcd_jax.data import sources\nclass Slow:\n    def __init__(self, spec):\n"
+                    "        self.inner = sources.open(spec['inner'])\n    def __len__(self):\n        return len(self.inner)\n"
+                    "    def __getitem__(self, i):\n        if i >= 12 and not os.path.exists(os.environ['FAST']):\n"
+                    "            open(os.environ['PIDS'] + f'/{os.getpid()}', 'w').close()\n            time.sleep(60)\n"
+                    "        return self.inner[i]\nmake = Slow\n")
+    (tmp_path / "pids").mkdir()
+    out, fast = tmp_path / "out", tmp_path / "fast"
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join((str(tmp_path), os.getcwd())), "FAST": str(fast),
+           "PIDS": str(tmp_path / "pids")}
+    command = [sys.executable, "-m", "mcd_jax.data.pack", "--source=name=slow.pairs", f"--source=inner={spec!r}",
+               f"--out={out}", "--shard_examples=6", "--workers=2"]
+    run = subprocess.Popen(command, env=env)
+    manifest = out / "manifest.json"
+    wait(lambda: len(list((tmp_path / "pids").iterdir())) == 2)
+    wait(lambda: manifest.exists() and len(json.loads(manifest.read_text())["shards"]) == 2)
+    run.kill()
+    run.wait()
+    wait(lambda: not any(alive(int(path.name)) for path in (tmp_path / "pids").iterdir()))
+    fast.touch()
+    done = subprocess.run(command, env=env, check=True, capture_output=True, text=True).stdout
+    assert "2 of 4 shards are finished already" in done and not pack.verify(out)
+    pack.pack(spec, tmp_path / "straight", shard_examples=6, **QUIET)
+    ours, theirs = files(out), files(tmp_path / "straight")
+    assert ours.keys() == theirs.keys() and all(ours[name] == theirs[name] for name in ours if name != "manifest.json")
+
+
+def alive(pid):
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    return b") Z " not in pathlib.Path(f"/proc/{pid}/stat").read_bytes()   # ended, and not yet collected by init
+
+
+def wait(until, seconds=180):
+    for _ in range(20 * seconds):
+        if until():
+            return
+        time.sleep(0.05)
+    raise AssertionError(f"not within {seconds} s")
 
 
 def test_verify_names_what_is_not_as_packed(tmp_path, capsys):

@@ -25,7 +25,7 @@ def small_jpeg(data, short_side, quality):
     pixels = image.decode(bytes(data))   # also of a file that is kept: a truncated one must not be
     height, width = pixels.shape[:2]
     large = 0 < short_side < min(height, width)
-    if data[:2] == b"\xff\xd8" and not large:
+    if image.is_jpeg(data) and not large:
         return bytes(data)
     if large:
         scale = short_side / min(height, width)

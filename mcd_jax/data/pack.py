@@ -24,6 +24,7 @@ import multiprocessing
 import os
 import pathlib
 import sys
+import threading
 import time
 
 from mcd_jax import config as config_lib
@@ -50,7 +51,7 @@ def write_shard(source, settings, out, number, count):
     size = settings["shard_examples"]
     first, bad, left_out, examples = number * size, [], set(), 0
     name = shard_name(number, count)
-    part = out / f".{name}.part"
+    part = out / f".{name}.{os.getpid()}.part"   # its own: a worker of a run that was killed may still be writing
     writer = array_record_module.ArrayRecordWriter(str(part), "group_size:1")
     for index in range(first, min(first + size, settings["source_examples"])):
         key = str(index)
@@ -163,6 +164,10 @@ _WORKER = []   # the source that this worker process has opened
 
 
 def _begin(spec):
+    def follow():
+        multiprocessing.parent_process().join()
+        os._exit(1)   # or the workers of a run that was killed would wait for more work for ever
+    threading.Thread(target=follow, daemon=True).start()
     _WORKER[:] = [sources.open(spec)]
 
 
