@@ -8,9 +8,11 @@ import json
 
 import cv2
 import numpy as np
+import stored
 
 COUNT = 24
 GROUP = {"parquet": 6}  # examples that are stored together, where it is more than one: damage to one may reach them all
+INDEXED = ("webdataset", "tfrecord")  # an index knows where the examples were; if it is made after the damage, it leaves out
 
 
 def rows(count=COUNT):
@@ -24,23 +26,41 @@ def rows(count=COUNT):
     return result
 
 
+def example(row):
+    return stored.example(image=row["image"], text=encoded(row["text"]), label=row["label"])
+
+
 def array_record(folder, rows):
     from array_record.python import array_record_module
-    from tensorflow_datasets.proto import tf_example_pb2
     writer = array_record_module.ArrayRecordWriter(str(folder / "pairs.array_record"), "group_size:1,uncompressed")
     for row in rows:
-        writer.write(serialised(row, tf_example_pb2.Example()))
+        writer.write(example(row))
     writer.close()
     return {"name": "array_record", "path": str(folder / "pairs.array_record")}
 
 
-def serialised(row, example):
-    """A tf.train.Example of one row, as bytes."""
-    feature = example.features.feature
-    feature["image"].bytes_list.value.append(row["image"])
-    feature["text"].bytes_list.value.append(encoded(row["text"]))
-    feature["label"].int64_list.value.append(row["label"])
-    return example.SerializeToString(deterministic=True)
+def tfrecord(folder, rows):
+    (folder / "pairs.tfrecord").write_bytes(stored.tfrecord([example(row) for row in rows]))
+    return {"name": "tfrecord", "path": str(folder / "pairs.tfrecord")}
+
+
+def webdataset(folder, rows):
+    members = []
+    for row in rows:
+        name = f"{row['label']:04d}"
+        members += [(f"{name}.{'jpg' if row['label'] % 2 else 'png'}", row["image"]), (f"{name}.txt", encoded(row["text"])),
+                    (f"{name}.json", json.dumps({"label": row["label"]}).encode())]
+    (folder / "pairs.tar").write_bytes(stored.tar(members))
+    return {"name": "webdataset", "path": str(folder / "pairs.tar")}
+
+
+def parquet(folder, rows):
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+    table = pa.table({"image": [row["image"] for row in rows], "label": [row["label"] for row in rows],
+                      "text": pa.array([encoded(row["text"]) for row in rows], pa.binary())})
+    pq.write_table(table, folder / "pairs.parquet", GROUP["parquet"], compression="none", use_dictionary=False)
+    return {"name": "parquet", "path": str(folder / "pairs.parquet")}
 
 
 def encoded(text):
@@ -72,6 +92,9 @@ def json_lines(folder, rows):
 
 WRITERS = {
     "array_record": array_record,
+    "webdataset": webdataset,
+    "tfrecord": tfrecord,
+    "parquet": parquet,
     "csv": table("pairs.csv", ","),
     "tsv": table("pairs.tsv", "\t"),
     "jsonl": json_lines,

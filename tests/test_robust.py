@@ -272,13 +272,13 @@ def test_files_that_vanish_stop_the_run_with_their_name(quick, tmp_path):
     assert raised.value.__notes__ == ["3 tries to read it failed", "at example 7 of 24"]
 
 
-@pytest.mark.parametrize("kind", ["array_record"])
+@pytest.mark.parametrize("kind", ["array_record", "webdataset", "tfrecord"])
 def test_a_shard_that_is_cut_while_it_is_read_stops_the_run(quick, kind, tmp_path):
     spec = shards.WRITERS[kind](tmp_path, shards.rows())
     data = make(sources.open(spec), 24)
     data.batch(0)
     os.truncate(spec["path"], 100)
-    with pytest.raises(OSError, match=f"{pathlib.Path(spec['path']).name}.* bytes") as raised:
+    with pytest.raises(OSError, match=rf"{pathlib.Path(spec['path']).name}.* bytes") as raised:
         data.batch(1)
     assert raised.value.__notes__[0] == "3 tries to read it failed"
 
@@ -381,22 +381,43 @@ def test_the_soak_prints_one_json_line(capsys):
 # ---- a whole run ----
 
 
+BROKEN_EMOJI = """
+from mcd_jax.data import sources
+
+class Broken:
+    def __init__(self, spec):
+        self.own = sources.open({**spec, "name": "emoji"})
+    def __len__(self):
+        return len(self.own)
+    def __getitem__(self, i):
+        row = dict(self.own[i])
+        row["image"] = b"" if i % 20 == 3 else row["image"][:50] if i % 20 == 4 else row["image"]
+        return row
+
+make = Broken
+"""
+CONFIG = """
+from mcd_jax import config as config_lib
+
+def get_config():
+    config = config_lib.default()
+    config.steps, config.batch_size, config.log_every, config.tensorboard = "30 steps", 64, 1, False
+    config.checkpoint.every = "100 percent"
+    config.objective = config_lib.objective("clip")
+    config.data.source = dict(name="broken_pairs.emoji", split="validation")
+    config.data.views = dict(image="decode|resize(8)", text="caption('first')|tokenize(8, 'emoji')")
+    config.data.max_bad = 0.07
+    config.model = dict(image=dict(name="resnet", widths=(8,), depths=(1,)), embed_dim=8,
+                        text=dict(name="text", width=8, depth=1, num_heads=1, mlp_dim=8))
+    return config
+"""
+
+
 def test_a_run_logs_counts_by_cause_and_stops_with_a_sentence(tmp_path):
     (tmp_path / "broken_pairs").mkdir()
-    (tmp_path / "broken_pairs" / "emoji.py").write_text(
-        "from mcd_jax.data import sources\n"
-        "class Broken:\n"
-        "    def __init__(self, spec):\n"
-        "        self.own = sources.open({**spec, 'name': 'emoji'})\n"
-        "    def __len__(self): return len(self.own)\n"
-        "    def __getitem__(self, i):\n"
-        "        row = dict(self.own[i])\n"
-        "        row['image'] = b'' if i % 20 == 3 else row['image'][:50] if i % 20 == 4 else row['image']\n"
-        "        return row\n"
-        "make = Broken\n")
-    command = [sys.executable, "-m", "mcd_jax.train", f"--config={ROOT}/tests/configs/toy.py", f"--workdir={tmp_path}/run",
-               "--config.data.source.name=broken_pairs.emoji", "--config.steps=40 steps", "--config.batch_size=64",
-               "--config.checkpoint.every=100 percent", "--config.data.max_bad=0.07"]
+    (tmp_path / "broken_pairs" / "emoji.py").write_text(BROKEN_EMOJI)
+    (tmp_path / "config.py").write_text(CONFIG)
+    command = [sys.executable, "-m", "mcd_jax.train", f"--config={tmp_path}/config.py", f"--workdir={tmp_path}/run"]
     done = subprocess.run(command, env={**os.environ, "PYTHONPATH": f"{ROOT}:{tmp_path}", "JAX_NUM_CPU_DEVICES": "1"}, cwd=ROOT,
                           capture_output=True, text=True, timeout=300)
     assert done.returncode == 1 and "Traceback" not in done.stderr
