@@ -13,7 +13,7 @@ import pytest
 import shards
 
 from mcd_jax.bench import soak
-from mcd_jax.data import reader, sources
+from mcd_jax.data import reader, sources, tokenizers
 from mcd_jax.data.image import Bad
 from mcd_jax.data.look import Op
 from mcd_jax.data.pipeline import Pipeline, sequential
@@ -369,6 +369,16 @@ def test_counting_from_many_threads_loses_nothing():
     while any(thread.is_alive() for thread in threads):
         data.counts(), data.stats
     assert data.counts() == {"bad_examples": 7, "bad_examples/empty_image": 7, "repaired_examples/caption_cut": 7}
+
+
+def test_what_is_remembered_of_captions_is_bounded():
+    tokenizer = tokenizers.make("clip")
+    before = tokenizer._remembered.cache_info().currsize
+    for i in range(50):
+        assert (tokenizer.row(f"{i} word " * 400, 8) == tokenizer.row(f"{i} word " * 400, 8)).all()
+    assert tokenizer._remembered.cache_info().currsize == before
+    tokenizer.row("a caption of a length that is remembered", 8)
+    assert tokenizer._remembered.cache_info().currsize == before + 1
 
 
 def test_the_soak_prints_one_json_line(capsys):

@@ -8,6 +8,7 @@ import ftfy
 import numpy as np
 
 LIMIT = 4096  # characters of a text that are looked at; CLIP's longest word that is one token has 24
+_SHORT = 256  # characters up to which a text's row is remembered: of long ones the keys alone could take a gigabyte
 _LETTER = 8      # most tokens that are shown as one letter
 _EMOJI = pathlib.Path(__file__).parent / "emoji" / "tokenizer.json"
 _END = ("<|endoftext|>", "<eot>", "[EOT]", "</s>", "<eos>", "[EOS]", "[SEP]")
@@ -78,10 +79,13 @@ class Tokenizer:
         self.eot = eot
         self.sot = sot
         self.pad = pad
-        self.row = functools.lru_cache(maxsize=65536)(self._row)
+        self._remembered = functools.lru_cache(maxsize=65536)(self._row)
+
+    def row(self, text, context):
+        """int32 (context,), read-only. Of short texts 65,536 rows are remembered, 46 MiB at 77 tokens: captions come again."""
+        return (self._remembered if len(text) <= _SHORT else self._row)(text, context)
 
     def _row(self, text, context):
-        """int32 (context,), read-only and remembered: captions repeat from epoch to epoch."""
         head = [] if self.sot is None else [self.sot]
         ids = self._ids(text)[:context - 1 - len(head)]
         row = np.full(context, self.pad, np.int32)
