@@ -3,8 +3,6 @@ import io
 import json
 import os
 import pathlib
-import subprocess
-import sys
 import threading
 
 import numpy as np
@@ -12,7 +10,6 @@ from PIL import Image
 import pytest
 import shards
 
-from mcd_jax.bench import soak
 from mcd_jax.data import reader, sources, tokenizers
 from mcd_jax.data.image import Bad
 from mcd_jax.data.look import Op
@@ -20,7 +17,6 @@ from mcd_jax.data.pipeline import Pipeline, sequential
 from mcd_jax.data.reader import Reader, Unusable
 from mcd_jax.data.views import Views
 
-ROOT = pathlib.Path(__file__).resolve().parent.parent
 VIEWS = {"image": "decode|crop(8,0.3)|flip", "text": "caption|tokenize(12)", "label": "column('label')"}
 
 
@@ -379,60 +375,3 @@ def test_what_is_remembered_of_captions_is_bounded():
     assert tokenizer._remembered.cache_info().currsize == before
     tokenizer.row("a caption of a length that is remembered", 8)
     assert tokenizer._remembered.cache_info().currsize == before + 1
-
-
-def test_the_soak_prints_one_json_line(capsys):
-    line = soak.main(["--batches=30", "--batch_size=8"])
-    assert json.loads(capsys.readouterr().out) == line
-    assert line["bad_examples"] and line["memory_mib"]["at_end"] > 50 and line["threads"]["at_end"] >= 3
-    assert line["repaired_examples/caption_cut"]
-
-
-# ---- a whole run ----
-
-
-BROKEN_EMOJI = """
-from mcd_jax.data import sources
-
-class Broken:
-    def __init__(self, spec):
-        self.own = sources.open({**spec, "name": "emoji"})
-    def __len__(self):
-        return len(self.own)
-    def __getitem__(self, i):
-        row = dict(self.own[i])
-        row["image"] = b"" if i % 20 == 3 else row["image"][:50] if i % 20 == 4 else row["image"]
-        return row
-
-make = Broken
-"""
-CONFIG = """
-from mcd_jax import config as config_lib
-
-def get_config():
-    config = config_lib.default()
-    config.steps, config.batch_size, config.log_every, config.tensorboard = "30 steps", 64, 1, False
-    config.checkpoint.every = "100 percent"
-    config.objective = config_lib.objective("clip")
-    config.data.source = dict(name="broken_pairs.emoji", split="validation")
-    config.data.views = dict(image="decode|resize(8)", text="caption('first')|tokenize(8, 'emoji')")
-    config.data.max_bad = 0.07
-    config.model = dict(image=dict(name="resnet", widths=(8,), depths=(1,)), embed_dim=8,
-                        text=dict(name="text", width=8, depth=1, num_heads=1, mlp_dim=8))
-    return config
-"""
-
-
-def test_a_run_logs_counts_by_cause_and_stops_with_a_sentence(tmp_path):
-    (tmp_path / "broken_pairs").mkdir()
-    (tmp_path / "broken_pairs" / "emoji.py").write_text(BROKEN_EMOJI)
-    (tmp_path / "config.py").write_text(CONFIG)
-    command = [sys.executable, "-m", "mcd_jax.train", f"--config={tmp_path}/config.py", f"--workdir={tmp_path}/run"]
-    done = subprocess.run(command, env={**os.environ, "PYTHONPATH": f"{ROOT}:{tmp_path}", "JAX_NUM_CPU_DEVICES": "1"}, cwd=ROOT,
-                          capture_output=True, text=True, timeout=300)
-    assert done.returncode == 1 and "Traceback" not in done.stderr
-    sentence = next(line for line in done.stderr.splitlines() if line.startswith("error after"))
-    assert "10.1% of the 276 examples looked at so far are bad (14 x corrupt image, 14 x empty image)" in sentence
-    last = lines(tmp_path / "run" / "metrics.jsonl")[-1]
-    assert last["bad_examples"] == last["bad_examples/corrupt_image"] + last["bad_examples/empty_image"] > 20
-    assert len(lines(tmp_path / "run" / "bad_examples.jsonl")) == 28
