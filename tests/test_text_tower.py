@@ -3,7 +3,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from test_models import CONTEXT, DIM, EOT, RESNET, TEXT, VOCAB, close, init, make, tokens
+from test_models import CONTEXT, DIM, EOT, RESNET, SIZE, TEXT, VOCAB, close, init, make, tokens
 
 from mcd_jax.models import towers
 
