@@ -132,7 +132,7 @@ def main(argv=None):
             if options.peers:
                 from mcd_jax.bench import peers
 
-                line |= peers.compare(source, folder, pixels, options.batch_size, options.rounds)
+                line |= peers.compare(folder, pixels, options.batch_size, options.rounds)
             else:
                 views = views_at(pixels, TWO) | {"text": f"caption|tokenize(16,{tokenizer!r})"}
                 views |= dict(v.split("=", 1) for v in options.view)

@@ -90,9 +90,9 @@ def decode(data, max_pixels=MAX_PIXELS, enough=None):
     Args:
       data: bytes of a JPEG, PNG, WebP, GIF or BMP file.
       max_pixels: a larger image is refused from its header, before memory is spent on it.
-      enough: None, or a function (height, width) -> the share of this resolution that will do. A JPEG may then come
-        at 1/2, 1/4 or 1/8 of its size (rounded up): its blocks are transformed to fewer pixels, which costs less and
-        averages better than any filter afterwards. Other fractions take longer than the whole picture.
+      enough: None, or a function (height, width) -> the share of this resolution that will do, called once for a JPEG and
+        never for others. It may then come at 1/2, 1/4 or 1/8 of its size (rounded up): its blocks are transformed to
+        fewer pixels, which costs less. Other fractions take longer than the whole picture.
 
     Returns:
       uint8 (H, W, 3), RGB, read-only.

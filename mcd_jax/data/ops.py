@@ -47,9 +47,13 @@ def load(example, column, enough=None):
     data = example[column]
     if not isinstance(data, (bytes, bytearray, memoryview)):
         raise image.Bad("image not bytes", f"column {column!r} holds {type(data).__name__}: decode takes encoded bytes")
-    data = bytes(data)
-    example["pixels", column] = image.decode(data, enough=enough)
-    example["jpeg", column] = image.size(data) if image.is_jpeg(data) else None
+    jpeg = []
+
+    def asked(height, width):  # of JPEGs only
+        jpeg.append((height, width))
+        return enough(height, width) if enough else 1.0
+    example["pixels", column] = image.decode(bytes(data), enough=asked)
+    example["jpeg", column] = jpeg[0] if jpeg else None
 
 
 def column(name):
