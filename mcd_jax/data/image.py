@@ -121,6 +121,28 @@ def decode(data, max_pixels=MAX_PIXELS, enough=None):
     return pixels
 
 
+def load(example, column, enough=None):
+    """Decodes an image column into example["pixels", column], where the operation decode finds it.
+
+    Args:
+      enough: None, or a function (height, width) -> share of the resolution that the views of this row make use of:
+        JPEGs come at a half, a quarter or an eighth of their size where that will do (see `decode`). Boxes are
+        drawn in pixels of the stored image and then moved to the nearest of the pixels that are there.
+    """
+    if ("pixels", column) in example:
+        return
+    data = example[column]
+    if not isinstance(data, (bytes, bytearray, memoryview)):
+        raise Bad("image not bytes", f"column {column!r} holds {type(data).__name__}: decode takes encoded bytes")
+    jpeg = []
+
+    def asked(height, width):  # of JPEGs only
+        jpeg.append((height, width))
+        return enough(height, width) if enough else 1.0
+    example["pixels", column] = decode(bytes(data), enough=asked)
+    example["jpeg", column] = jpeg[0] if jpeg else None
+
+
 def _decode_jpeg(data, height, width):
     try:
         return simplejpeg.decode_jpeg(data, min_height=height, min_width=width)

@@ -29,31 +29,9 @@ _ATTEMPTS = 10
 
 
 def decode(column="image"):
-    """The pixels of an encoded image column, decoded once for all views of a row (see `load`)."""
+    """The pixels of an encoded image column, decoded once for all views of a row (see `image.load`)."""
     return Op(lambda example, _: Look(example["pixels", column], example["jpeg", column]), "example", "image",
               column=column, enough=lambda h, w, draws: 1.0)
-
-
-def load(example, column, enough=None):
-    """Decodes an image column into example["pixels", column], where decode finds it.
-
-    Args:
-      enough: None, or a function (height, width) -> share of the resolution that the views of this row make use of:
-        JPEGs come at a half, a quarter or an eighth of their size where that will do (see `image.decode`). Boxes are
-        drawn in pixels of the stored image and then moved to the nearest of the pixels that are there.
-    """
-    if ("pixels", column) in example:
-        return
-    data = example[column]
-    if not isinstance(data, (bytes, bytearray, memoryview)):
-        raise image.Bad("image not bytes", f"column {column!r} holds {type(data).__name__}: decode takes encoded bytes")
-    jpeg = []
-
-    def asked(height, width):  # of JPEGs only
-        jpeg.append((height, width))
-        return enough(height, width) if enough else 1.0
-    example["pixels", column] = image.decode(bytes(data), enough=asked)
-    example["jpeg", column] = jpeg[0] if jpeg else None
 
 
 def column(name):

@@ -6,7 +6,7 @@ import zlib
 
 import numpy as np
 
-from mcd_jax.data import ops, style, text
+from mcd_jax.data import image, ops, style, text
 from mcd_jax.data.look import misalignment
 
 _MODULES = (ops, style, text)
@@ -84,7 +84,7 @@ class Views:
         for column, cuts in self._pictures.items():
             def enough(height, width):
                 return max(op.enough(height, width, draws[name][:op.draws]) if op.enough else 1.0 for name, op in cuts)
-            ops.load(example, column, None if whole else enough)
+            image.load(example, column, None if whole else enough)
         result = {}
         for name, pipe in self._pipes.items():
             value, numbers, used = example, draws[name], 0
