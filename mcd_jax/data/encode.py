@@ -11,7 +11,7 @@ import cv2
 import numpy as np
 import simplejpeg
 
-from mcd_jax.data import image, text
+from mcd_jax.data import image, tokenizers
 
 ROLES = ("image", "text", "key")
 
@@ -49,7 +49,7 @@ def record(example, short_side, quality, keep=()):
     message, left_out = tf_example_pb2.Example(), set()
     feature = message.features.feature
     feature["image"].bytes_list.value.append(small_jpeg(_bytes(example["image"]), short_side, quality))
-    text.usable({"text": example["text"]}, "text")   # refuses what training would
+    tokenizers.captions({"text": example["text"]}, "text")   # refuses what training would
     feature["text"].bytes_list.value.extend(map(_bytes, _list(example["text"])))
     feature["key"].bytes_list.value.append(_bytes(example["key"]))
     for name, value in example.items():

@@ -8,7 +8,7 @@ import random
 
 import numpy as np
 
-from mcd_jax.data import image, tokenizers
+from mcd_jax.data import tokenizers
 from mcd_jax.data.look import Op
 
 # ---- reading the example ----
@@ -51,30 +51,7 @@ def _captions(example, column):
     """The usable captions, remembered with the example, which may be kept from epoch to epoch."""
     texts = example.get(("captions", column))
     if texts is None:
-        texts = example["captions", column] = usable(example, column)
-    return texts
-
-
-def usable(example, column):
-    """The captions of an example that can be used, list of str; what was repaired goes to its "notes". Raises Bad without any."""
-    stored = example[column]
-    texts = []
-    for text in stored if isinstance(stored, (list, tuple)) else [stored]:
-        if not isinstance(text, (str, bytes)):
-            raise image.Bad("caption not text", f"column {column!r} holds {type(text).__name__}")
-        if isinstance(text, bytes):
-            try:
-                text = text.decode()
-            except UnicodeDecodeError:
-                example.setdefault("notes", set()).add("caption not UTF-8")
-                text = text.decode(errors="ignore")
-        if len(text) > tokenizers.LIMIT:
-            example.setdefault("notes", set()).add("caption cut")
-            text = tokenizers.collapse(text)
-        texts.append(text)
-    texts = [text for text in texts if text and not text.isspace()]
-    if not texts:
-        raise image.Bad("empty caption", f"column {column!r}")
+        texts = example["captions", column] = tokenizers.captions(example, column)
     return texts
 
 

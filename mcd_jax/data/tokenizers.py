@@ -7,6 +7,8 @@ import string
 import ftfy
 import numpy as np
 
+from mcd_jax.data.image import Bad
+
 LIMIT = 4096  # characters of a text that are looked at; CLIP's longest word that is one token has 24
 _SHORT = 256  # characters up to which a text's row is remembered: of long ones the keys alone could take a gigabyte
 _LETTER = 8      # most tokens that are shown as one letter
@@ -14,6 +16,32 @@ _EMOJI = pathlib.Path(__file__).parent / "emoji" / "tokenizer.json"
 _END = ("<|endoftext|>", "<eot>", "[EOT]", "</s>", "<eos>", "[EOS]", "[SEP]")
 _START = ("<|startoftext|>", "<sot>", "[SOT]", "<s>", "<bos>", "[BOS]", "[CLS]")
 _PUNCTUATION = str.maketrans("", "", string.punctuation)
+
+
+# ---- captions of an example ----
+
+
+def captions(example, column):
+    """The captions of an example that can be used, list of str; what was repaired goes to its "notes". Raises Bad without any."""
+    stored = example[column]
+    texts = []
+    for text in stored if isinstance(stored, (list, tuple)) else [stored]:
+        if not isinstance(text, (str, bytes)):
+            raise Bad("caption not text", f"column {column!r} holds {type(text).__name__}")
+        if isinstance(text, bytes):
+            try:
+                text = text.decode()
+            except UnicodeDecodeError:
+                example.setdefault("notes", set()).add("caption not UTF-8")
+                text = text.decode(errors="ignore")
+        if len(text) > LIMIT:
+            example.setdefault("notes", set()).add("caption cut")
+            text = collapse(text)
+        texts.append(text)
+    texts = [text for text in texts if text and not text.isspace()]
+    if not texts:
+        raise Bad("empty caption", f"column {column!r}")
+    return texts
 
 
 # ---- cleaning ----
