@@ -48,11 +48,10 @@ def until(condition, seconds=15):
 # ================================================================================================================================
 
 def local(tmp_path, *arguments, **options):
-    """Starts local.sh as a terminal would. SIGINT is given back its default: bash cannot trap what it was started to ignore, as it
-    is where these tests run in the background of a shell."""
-    options.setdefault("preexec_fn", lambda: signal.signal(signal.SIGINT, signal.SIG_DFL))
-    return subprocess.Popen([ROOT / "launch/local.sh", *arguments], env=ENV, cwd=tmp_path, text=True, stdout=subprocess.PIPE,
-                            stderr=subprocess.PIPE, **options)
+    """Starts local.sh as a terminal would: bash cannot trap a SIGINT that it was started to ignore, as are the children of these
+    tests where they run in the background of a shell."""
+    return subprocess.Popen(["env", "--default-signal=INT", ROOT / "launch/local.sh", *arguments], env=ENV, cwd=tmp_path, text=True,
+                            stdout=subprocess.PIPE, stderr=subprocess.PIPE, **options)
 
 
 def test_processes_get_their_places_and_a_log_each(tmp_path, stub):
