@@ -29,6 +29,7 @@ def default():
         source=ConfigDict(dict(name="")),
         views=ConfigDict(),         # batch key -> pipe string
         workers=2,                  # threads that read and decode
+        processes=0,                # worker processes, with so many threads each; 0: the threads are the training process's
         prefetch=4,                 # batches held ready
         cache=False,                # keep decoded images in memory: for small data sets
         max_bad=0.1,                # stop when a larger share of the examples can't be used

@@ -13,7 +13,8 @@ from mcd_jax.data import sources
 
 
 def test_it_prints_a_json_line_for_each_source(capsys):
-    lines = bench.main(["--seconds=0.01", "--batch_size=16", "--photos=8", "--sources", "emoji", "500x375", "--workers", "0", "1",
+    lines = bench.main(["--seconds=0.01", "--batch_size=16", "--photos=8", "--sources", "emoji", "500x375", "--workers", "0",
+                        "1", "--processes", "1",
                         "--view=mine=decode|resize(32)"])
     assert [json.loads(line) for line in capsys.readouterr().out.splitlines()] == lines
     assert [(line["source"], line["pixels"]) for line in lines] == [("emoji", 64), ("500x375", 224)]
@@ -21,7 +22,7 @@ def test_it_prints_a_json_line_for_each_source(capsys):
         assert set(line["per_second_per_core"]) == {
             "read", "decode", "image", "augmented", "text", "mine", "crop", "flip", "jitter", "gray", "blur", "tokenize", "batch",
             "batch_cached"}
-        assert set(line["total"]) == {"0_workers", "1_workers"} and min(line["per_second_per_core"].values()) > 0
+        assert set(line["total"]) == {"0_threads", "1_threads", "1_processes"} and min(line["per_second_per_core"].values()) > 0
     assert "overhead" not in lines[0] and 0 < lines[1]["overhead"] < 0.6
 
 

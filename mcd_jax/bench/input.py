@@ -6,7 +6,8 @@ from a seed and written to a temporary folder. Its figures:
                         view from the bytes, each augmentation from decoded pixels, tokenize, batch (everything)
   overhead              share of that CPU time which is neither decoding nor augmentation: reading, views, draws, batches, grain;
                         for one view cropped as open_clip does, the cheapest there is (JPEGs only)
-  total                 examples per second of wall time as the training loop gets them, from so many threads
+  total                 examples per second of wall time as the training loop gets them, from so many threads, or from so many
+                        worker processes with a thread each
 Where the machine is busy, the shares and ratios hold better than the rates.
 
 --peers runs beside open_clip, torchvision and PIL (see `peers.py`), in the environment of `make test-peers`:
@@ -24,9 +25,8 @@ import numpy as np
 
 from mcd_jax.bench import photos
 from mcd_jax.bench.overhead import overhead
-from mcd_jax.data import image, ops, sources, tokenizers
+from mcd_jax.data import image, ops, pipeline, sources, tokenizers
 from mcd_jax.data.look import Look
-from mcd_jax.data.pipeline import Pipeline
 from mcd_jax.data.views import Views
 
 ONE = {"image": "decode|crop({pixels},0.9)"}
@@ -75,20 +75,21 @@ def stages(source, views, pixels, tokenizer, batch_size, seconds):
     encode = tokenizers.make(tokenizer)
     result["tokenize"] = cost(lambda i: encode.encode([f"{i} caption of about eight words"], 16), seconds)  # none comes twice
     for cache in (False, True):
-        data = Pipeline(source, Views(views), 0, batch_size, cache=cache)
+        data = pipeline.Pipeline(source, Views(views), 0, batch_size, cache=cache)
         for step in range(-(-len(source) // batch_size) if cache else 0):
             data.batch(step)
         result["batch_cached" if cache else "batch"] = cost(data.batch, seconds) / batch_size
     return {stage: 1 / value for stage, value in result.items()}
 
 
-def total(source, views, batch_size, workers, seconds):
-    """Examples per second of wall time from `workers` threads."""
-    data = Pipeline(source, Views(views), 0, batch_size, workers=workers)
+def total(spec, views, batch_size, workers, processes, seconds):
+    """Examples per second of wall time as the training loop gets them, after the batches that are made ahead."""
+    data = pipeline.make({"source": spec, "views": views, "workers": workers, "processes": processes, "prefetch": 2}, 0, batch_size)
     batches = data.iterate(0)
-    next(batches)
+    for _ in range(4):
+        next(batches)
     done, start = 0, time.perf_counter()
-    while time.perf_counter() - start < seconds or done == 0:
+    while time.perf_counter() - start < seconds or done < 4:
         next(batches)
         done += 1
     wall = time.perf_counter() - start
@@ -98,14 +99,14 @@ def total(source, views, batch_size, workers, seconds):
 
 @contextlib.contextmanager
 def opened(name, count):
-    """(source, side of the views, tokenizer, {what there is to say about it}) of the embedded data or of photos of a size."""
+    """(source spec, side of the views, tokenizer, {what there is to say about it}) of the embedded data or of photos of a size."""
     if name not in photos.SIZES:
-        yield sources.open({"name": name, "split": "train"}), 64, "emoji", {}
+        yield {"name": name, "split": "train"}, 64, "emoji", {}
         return
     with tempfile.TemporaryDirectory() as folder:
         mean = photos.write(folder, name, count)
         spec = {"name": "array_record", "path": str(pathlib.Path(folder) / "photos.array_record")}
-        yield sources.open(spec), 224, "clip", {"folder": folder, "kilobytes": round(mean / 1000, 1)}
+        yield spec, 224, "clip", {"folder": folder, "kilobytes": round(mean / 1000, 1)}
 
 
 def main(argv=None):
@@ -115,7 +116,8 @@ def main(argv=None):
     parser.add_argument("--pixels", type=int, default=0, help="side of the views; 0: 64 or 224, as the source suggests")
     parser.add_argument("--view", action="append", default=[], metavar="NAME=PIPE", help="further view; repeatable")
     parser.add_argument("--batch_size", type=int, default=64)
-    parser.add_argument("--workers", type=int, nargs="+", default=[0, 1, 2], help="threads to measure")
+    parser.add_argument("--workers", type=int, nargs="+", default=[0, 1, 2], help="numbers of threads to measure")
+    parser.add_argument("--processes", type=int, nargs="*", default=[1, 2], help="numbers of worker processes to measure")
     parser.add_argument("--seconds", type=float, default=1.0, help="time for each figure")
     parser.add_argument("--photos", type=int, default=128, help="how many are made of each size")
     parser.add_argument("--peers", action="store_true", help="beside open_clip, torchvision and PIL, on photos only")
@@ -125,7 +127,8 @@ def main(argv=None):
     for name in options.sources:
         if options.peers and name not in photos.SIZES:
             continue
-        with opened(name, options.photos) as (source, pixels, tokenizer, about):
+        with opened(name, options.photos) as (spec, pixels, tokenizer, about):
+            source = sources.open(spec)
             pixels, folder = options.pixels or pixels, about.pop("folder", None)
             line = {"bench": "input", "source": name, "examples": len(source), **about, "pixels": pixels,
                     "batch_size": options.batch_size, "cores": os.cpu_count(), "load": round(os.getloadavg()[0], 1)}
@@ -140,8 +143,9 @@ def main(argv=None):
                 line["per_second_per_core"] = {stage: round(value) for stage, value in measured.items()}
                 if name in photos.SIZES:
                     line["overhead"] = round(overhead(source, pixels, options.batch_size, options.seconds), 3)
-                line["total"] = {f"{workers}_workers": round(total(source, views, options.batch_size, workers, options.seconds))
-                                 for workers in options.workers}
+                ways = {f"{n}_threads": (n, 0) for n in options.workers} | {f"{n}_processes": (1, n) for n in options.processes}
+                line["total"] = {name: round(total(spec, views, options.batch_size, *way, 4 * options.seconds))
+                                 for name, way in ways.items()}
         print(json.dumps(line), flush=True)
         lines.append(line)
     return lines

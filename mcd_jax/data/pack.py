@@ -24,11 +24,10 @@ import multiprocessing
 import os
 import pathlib
 import sys
-import threading
 import time
 
 from mcd_jax import config as config_lib
-from mcd_jax.data import encode, image, sources
+from mcd_jax.data import encode, image, processes, sources
 
 _SETTINGS = ("source", "short_side", "quality", "shard_examples", "keep", "source_examples")
 
@@ -164,10 +163,7 @@ _WORKER = []   # the source that this worker process has opened
 
 
 def _begin(spec):
-    def follow():
-        multiprocessing.parent_process().join()
-        os._exit(1)   # or the workers of a run that was killed would wait for more work for ever
-    threading.Thread(target=follow, daemon=True).start()
+    processes.follow_parent()
     _WORKER[:] = [sources.open(spec)]
 
 

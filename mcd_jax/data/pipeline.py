@@ -9,11 +9,12 @@ import grain
 import numpy as np
 
 from mcd_jax.data import order, sources
+from mcd_jax.data import processes as processes_lib
 from mcd_jax.data.reader import Reader
 from mcd_jax.data.views import Views
 
 _PIECE = 256  # most rows that one worker makes in one go
-_KEYS = ("source", "views", "workers", "prefetch", "cache", "max_bad")
+_KEYS = ("source", "views", "workers", "processes", "prefetch", "cache", "max_bad")
 
 
 def make(data_config, seed, batch_size, rows=None, bad_log=None):
@@ -21,7 +22,8 @@ def make(data_config, seed, batch_size, rows=None, bad_log=None):
 
     Args:
       data_config: mapping with `source` (see `sources.open`), `views` {name: pipe string}, and optionally `workers`
-        (threads, default 2; 0 works in the caller's thread), `prefetch` (batches made ahead, default 4), `cache`
+        (threads, default 2; 0 works in the caller's thread), `processes` (0, the default: the threads are this process's; else
+        so many processes with `workers` threads each, see `processes`), `prefetch` (batches made ahead, default 4), `cache`
         (True or a number of MiB: decoded images are kept in memory, 1024 MiB by default; default False) and `max_bad`
         (the run stops when a larger share of the examples is bad, see `reader`; default 0.1).
       seed: int.
@@ -35,9 +37,19 @@ def make(data_config, seed, batch_size, rows=None, bad_log=None):
     unknown = set(data_config) - set(_KEYS)
     if unknown:
         raise ValueError(f"config.data has no {', '.join(sorted(unknown))}: its keys are {', '.join(_KEYS)}")
-    return Pipeline(sources.open(data_config["source"]), Views(data_config["views"]), seed, batch_size, rows,
-                    workers=data_config.get("workers", 2), prefetch=data_config.get("prefetch", 4),
-                    cache=data_config.get("cache", False), max_bad=data_config.get("max_bad", 0.1), bad_log=bad_log)
+    opener = functools.partial(_opened, *(_plain(data_config[key]) for key in ("source", "views")))
+    return Pipeline(*opener(), seed, batch_size, rows, workers=data_config.get("workers", 2),
+                    processes=data_config.get("processes", 0), prefetch=data_config.get("prefetch", 4),
+                    cache=data_config.get("cache", False), max_bad=data_config.get("max_bad", 0.1), bad_log=bad_log, opener=opener)
+
+
+def _opened(source, views):
+    return sources.open(source), Views(views)
+
+
+def _plain(config):
+    """Nested mappings as dicts, which can be sent to another process."""
+    return {key: _plain(value) for key, value in config.items()} if hasattr(config, "items") else config
 
 
 def example(views, source, index, seed, position=None):
@@ -87,25 +99,31 @@ class Pipeline:
       vocab_size, context, eot, pad: of the text view called "text", or of the only one (None without text views).
     """
 
-    def __init__(self, source, views, seed, batch_size, rows=None, *, workers=2, prefetch=4, cache=False, max_bad=0.1,
-                 bad_log=None):
+    def __init__(self, source, views, seed, batch_size, rows=None, *, workers=2, processes=0, prefetch=4, cache=False,
+                 max_bad=0.1, bad_log=None, opener=None, tell=False):
         if len(source) < 1:
             raise ValueError("the source is empty")
-        for name, value, least in (("batch_size", batch_size, 1), ("workers", workers, 0), ("prefetch", prefetch, 1)):
+        for name, value, least in (("batch_size", batch_size, 1), ("workers", workers, 0), ("processes", processes, 0),
+                                   ("prefetch", prefetch, 1)):
             if isinstance(value, bool) or not isinstance(value, int) or value < least:
                 raise ValueError(f"{name}={value!r} must be an integer of at least {least}")
         if isinstance(max_bad, bool) or not isinstance(max_bad, (int, float)) or not 0 <= max_bad <= 1:
             raise ValueError(f"max_bad={max_bad!r} must be a share of the examples, from 0 to 1")
         if isinstance(seed, bool) or not isinstance(seed, (int, np.integer)) or seed < 0:
             raise ValueError(f"seed={seed!r} must be an integer of at least 0")
+        if processes and cache:
+            raise ValueError("config.data.cache keeps images of this process; with config.data.processes set cache=False")
+        if processes and opener is None:
+            raise ValueError(f"processes={processes} needs `opener`, by which each of them opens the source")
         self.examples = order.size(source)
         self.source, self.views = source, views
         self._seed, self._batch_size, self._workers, self._prefetch = int(seed), batch_size, workers, prefetch
+        self._processes, self._opener = processes, opener
         everything = np.arange(batch_size)
         self._rows = everything if rows is None else everything[rows]
         if not len(self._rows):
             raise ValueError(f"rows={rows!r} leaves this process none of the {batch_size} rows of a batch")
-        self._reader = Reader(source, views, cache, bad_log, max_bad)
+        self._reader = Reader(source, views, cache, bad_log, max_bad, tell)
         self.counts = self._reader.counts
         self._open = []
         first = self._make(0, self._rows[:1])
@@ -134,14 +152,21 @@ class Pipeline:
         return positions, [order.draw(self.source, self._seed, position) for position in positions]
 
     def iterate(self, first_step=0):
-        """Endless iterator over batch(first_step), batch(first_step + 1), ... made ahead by `workers` threads.
+        """Endless iterator over batch(first_step), batch(first_step + 1), ... made ahead by `workers` threads or `processes`.
 
         An error in a worker is raised here, at its step.
         """
-        pieces = -(-len(self._rows) // _PIECE)
-        data = grain.MapDataset.range(first_step * pieces, 2 ** 60).map(functools.partial(self._piece, pieces))
-        ahead = max(self._prefetch * pieces, self._workers) if self._workers else 0
-        data = data.to_iter_dataset(grain.ReadOptions(num_threads=self._workers, prefetch_buffer_size=ahead))
+        pieces = self._pieces()
+        data = grain.MapDataset.range(first_step * pieces, 2 ** 60)
+        if self._processes:
+            build = functools.partial(_remote, self._opener, self._seed, self._batch_size, self._rows)
+            data, share = data.map(processes_lib.Remote(build)), self._processes
+        else:
+            data, share = data.map(self.piece), 1
+        ahead = max(-(-self._prefetch * pieces // share), self._workers)
+        data = data.to_iter_dataset(grain.ReadOptions(num_threads=self._workers, prefetch_buffer_size=ahead * bool(self._workers)))
+        if self._processes:
+            data = processes_lib.spread(data, self._processes, ahead).map(self._counted)
         if pieces > 1:
             data = data.batch(pieces, batch_fn=_join)
         iterator = iter(data)
@@ -153,13 +178,31 @@ class Pipeline:
         while self._open:
             self._open.pop().close()
 
-    def _piece(self, pieces, number):
-        step, part = divmod(number, pieces)
-        return self._make(step, np.array_split(self._rows, pieces)[part])
+    def piece(self, number):
+        """Part number % pieces of the rows of batch(number // pieces): what one worker makes in one go."""
+        step, part = divmod(number, self._pieces())
+        return self._make(step, np.array_split(self._rows, self._pieces())[part])
+
+    def reports(self):
+        """Of the Reader since the last call, see `Reader.reports`."""
+        return self._reader.reports()
+
+    def _pieces(self):
+        return -(-len(self._rows) // _PIECE)
+
+    def _counted(self, made):
+        rows, reports = made
+        self._reader.take(processes_lib.read_reports(reports), rows["index"])
+        return rows
 
     def _make(self, step, rows):
         positions, indices = self._asked(step, rows)
         return _batch(self.views, self._reader, self._seed, indices, positions)
+
+
+def _remote(opener, seed, batch_size, rows):
+    """The Pipeline of a worker process; what is bad is judged by the one that counts it."""
+    return Pipeline(*opener(), seed, batch_size, rows, workers=0, max_bad=1.0, tell=True)
 
 
 def _join(pieces):

@@ -11,11 +11,9 @@ What happens to bad input. An example that can't be used must not change the oth
   "read retried" among the repaired. If it does not, the run stops with the source's own error, which names the file, and the
   example's index beside it. It is not replaced: a shard that vanished or a network that is down would then change the
   data of the rest of the run, and nobody would know.
-* Any other error in a source or a view: raised with the example's index and key, in the row's batch. Workers are threads, so
-  it reaches the training loop at its step, and no worker can be lost without one: a crash of C code ends the whole process,
-  and the run goes on from its checkpoint. Threads are enough because decoding, resizing and blurring are C code that
-  releases the interpreter's lock: 82 % of the CPU time of a row (500 x 375 JPEG, two views of 224 pixels, a caption: 4.6 of
-  5.6 ms). So a process keeps about five cores busy, whatever the number of workers; use more processes for more cores.
+* Any other error in a source or a view: raised with the example's index and key, in the row's batch. It reaches the training
+  loop at its step, from threads and from worker processes; a process that dies is an error with its exit code, and the run
+  goes on from its checkpoint.
 * Too many: once 1,000 examples were looked at (not all of them different), the run stops when more than `max_bad` of the
   different ones were bad. Replaced ones count, repaired ones don't. Each process counts what it read itself since it was
   started. Threads read ahead, so the step at which a run stops may differ a little from time to time; whether it does won't.
@@ -42,7 +40,7 @@ class Unusable(ValueError):
 class Reader:
     """A source seen through views. See the module's docstring for what it does with bad input."""
 
-    def __init__(self, source, views, cache=False, log=None, max_bad=1.0):
+    def __init__(self, source, views, cache=False, log=None, max_bad=1.0, tell=False):
         """
         Args:
           source: as `sources.open` returns it.
@@ -51,6 +49,7 @@ class Reader:
           log: path of a JSON lines file that gets the index, key, cause and detail of each bad or repaired example, once
             each and at most 10,000 of each cause; or None.
           max_bad: largest share of bad examples, in [0, 1].
+          tell: keep what was found until `reports` is called.
 
         Raises:
           ValueError: the source is empty, or lacks a column that a view reads.
@@ -66,6 +65,7 @@ class Reader:
         self._bad, self._repaired = {}, {}  # {cause: _Indices}
         self._log = None if log is None else pathlib.Path(log)
         self._named = _named(self._log)
+        self._reports = [] if tell else None
         views.check(self._columns())
 
     def counts(self):
@@ -83,6 +83,25 @@ class Reader:
         """{cause: number of different examples}, bad and repaired ones."""
         with self._lock:
             return {cause: marks.size for cause, marks in [*self._bad.items(), *self._repaired.items()]}
+
+    def reports(self):
+        """What was found since the last call, for `take` in another process: list of [bad?, index, key, cause, detail]."""
+        with self._lock:
+            reports, self._reports = self._reports, []
+        return reports
+
+    def take(self, reports, used):
+        """Counts what a Reader in another process found: its `reports`, and the indices of the rows that it made.
+
+        Raises:
+          Unusable: as `row`.
+        """
+        for index in used.tolist():
+            self._look_at(index)
+        for bad, index, key, cause, detail in reports:
+            self._report(self._bad if bad else self._repaired, index, key, cause, detail)
+        if reports:
+            self._check()
 
     def row(self, index, draws):
         """(result of the views, index used): of example `index`, or if that is bad of the next good one.
@@ -175,14 +194,16 @@ class Reader:
     def _report(self, causes, index, key, cause, detail):
         if causes is self._bad:
             self._look_at(index)
+        key = key.decode(errors="replace") if isinstance(key, bytes) else str(key)
         with self._lock:
+            if self._reports is not None:
+                self._reports.append([causes is self._bad, index, key, cause, detail])
             if not causes.setdefault(cause, _Indices(self._count)).add(index) or self._log is None:
                 return
             named = self._named.setdefault(cause, set())
             if index in named or len(named) >= _NAMED:
                 return
             named.add(index)
-            key = key.decode(errors="replace") if isinstance(key, bytes) else str(key)
             with self._log.open("a") as file:
                 file.write(json.dumps({"index": index, "key": key, "cause": cause, "detail": detail}) + "\n")
 
