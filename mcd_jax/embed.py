@@ -45,7 +45,7 @@ def make_embed(objective, read="params", batch_size=256, place=None, held=None):
       embed(state, batch): `batch` maps keys to host arrays with any equal number of rows n >= 1; the result maps the head's keys
       ("image", "text": unit; "image_raw", "text_raw") to (n, D) float32 numpy arrays, of the modalities in the batch. With `held`
       it has the attributes held, batch_size and exchange: a batch of at most `batch_size` rows of which each process has filled
-      its own -> the whole, in every process.
+      its own -> the whole, in every process. gives(state, batch) -> the head's keys for such a batch, a set; nothing is compiled.
     """
     head = jax.jit(objective.heads["embed"])  # the same function again shares what is compiled
 
@@ -68,6 +68,11 @@ def make_embed(objective, read="params", batch_size=256, place=None, held=None):
         whole = place({key: _pad(value, batch_size) for key, value in batch.items()})
         return {key: np.asarray(_whole(value))[:len(batch[key])] for key, value in whole.items()}
 
+    def gives(state, batch):
+        shapes = {key: jax.ShapeDtypeStruct((batch_size, *np.shape(value)[1:]), value.dtype) for key, value in batch.items()}
+        return set(jax.eval_shape(head, parameters(state, read), state.memory, shapes))
+
+    embed.gives = gives
     if held is not None:
         embed.held, embed.batch_size, embed.exchange = np.asarray(held), batch_size, exchange
     return embed

@@ -31,7 +31,7 @@ from mcd_jax import mesh as mesh_lib
 from mcd_jax import workdir as workdir_lib
 
 COMMON = ("every", "read", "batch_size")
-COUNTS = ("queries", "candidates", "images", "train_images", "iterations", "classes", "bad")
+COUNTS = ("queries", "candidates", "images", "train_images", "iterations", "classes", "bad", "missing")
 
 
 class Eval(NamedTuple):

@@ -106,7 +106,7 @@ def select(table, where, instance):
     return np.ones(len(next(iter(table.values()))), bool) if keep is None else keep
 
 
-def encode(embed, state, source, views, names, batch_size, indices=None):
+def encode(embed, state, source, views, names, batch_size, indices=None, together=False):
     """Embeds rows in order.
 
     Args:
@@ -115,6 +115,7 @@ def encode(embed, state, source, views, names, batch_size, indices=None):
       views: `pipeline.Views`; names: those of its keys that the embedding takes ("image", "text").
       batch_size: rows per batch; with `held`, that of the embedding is taken instead.
       indices: (n,) source rows, all of them when None.
+      together: the embedding gets all `names` of a row at once, as one that fuses them needs it, and not one by one.
 
     Returns:
       (key -> (n, D) float32 arrays for every key that `embed` returns, (n,) bool: False for a row that can't be used, such as a
@@ -133,8 +134,8 @@ def encode(embed, state, source, views, names, batch_size, indices=None):
     parts, good = [], []
     for batch in _ahead(read, range(0, len(indices), size)):
         part = {}
-        for name in names:  # one at a time: then all evaluations share two compiled functions
-            part |= embed(state, {name: batch[name]})
+        for some in [names] if together else [[name] for name in names]:  # one at a time: all evaluations share two functions
+            part |= embed(state, {name: batch[name] for name in some})
         parts.append(part)
         bad = batch["bad"] if held is None else embed.exchange({"bad": batch["bad"]})["bad"]
         good.append(~bad)

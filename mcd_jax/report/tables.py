@@ -7,6 +7,8 @@ _FIRST = ("R@1", "R@5", "R@10", "top1", "top5", "mean_per_class", "MRR", "distan
 _MISALIGNMENT = {"ordered": "Pairs of views of one image in the right order (chance 50%)",
                  "spearman_per_image": "Rank correlation with severity within an image (chance 0)",
                  "spearman": "Rank correlation with severity over all images (chance 0)"}
+_KINDS = ("image", "text", "fused")
+_UNUSED = {"missing": "image files are missing", "bad": "images or texts can't be used"}
 
 
 # ---- tables --------------------------------------------------------------------------------------------------------------------
@@ -23,6 +25,8 @@ def evaluations(run, other):
         text.append(el("h3", words(module)))
         if module == "misalignment":
             text.append(_misalignment(run, instances, other, beside))
+        elif module == "universal":
+            text.append(_universal(instances, beside))
         elif all(list(groups) == [""] for groups in instances.values()):
             text.append(el("div", _columns(instances, beside), cls="tables"))
         else:
@@ -55,6 +59,47 @@ def _instance(name, groups, beside):
         title = ", ".join(words(part) for part in reversed(group.split("/"))) or "all"
         lines.append([el("th", title, el("small", sizes)), [_cell(f, values, beside.get(group, {})) for f in names]])
     return table([el("th", words(name)), [el("th", words(f)) for f in names]], lines)
+
+
+def _universal(instances, beside):
+    """A square for each pool, queries down and candidates across; what has few combinations, or several tasks, as a list."""
+    found = []
+    for name, groups in instances.items():
+        theirs = beside.get(name, {})
+        squares = {pool: [f"{pool}/{q}_to_{c}" for q in _KINDS for c in _KINDS if f"{pool}/{q}_to_{c}" in groups]
+                   for pool in ("global", "local")}
+        squares = {pool: shown for pool, shown in squares.items() if len(shown) > len(_KINDS)}
+        drawn = {"", *(group for pool, shown in squares.items() for group in (*shown, f"{pool}/mean"))}
+        tables = [_square(name, pool, shown, groups, theirs) for pool, shown in squares.items()]
+        rest = {group: own for group, own in groups.items() if group not in drawn}
+        found.append(el("div", [tables, _instance(name, rest, theirs) if rest else None], cls="tables"))
+        found += [note(f"{words(name)}: {groups[''][key]:,.0f} {what}.") for key, what in _UNUSED.items()
+                  if groups.get("", {}).get(key)]
+    return [note("On the left what asks, above what is wanted. In the global pool all kinds of candidates are mixed and only the "
+                 "wanted kind counts; in the local pool there is no other kind."), found]
+
+
+def _square(name, pool, shown, groups, beside):
+    """R@k of one pool for k = 10 or the largest; below it R@k for the smallest, and what chance would give."""
+    ks = sorted(int(figure[2:]) for figure in groups[shown[0]] if figure.startswith("R@"))
+    main, first = f"R@{10 if 10 in ks else ks[-1]}", f"R@{ks[0]}"
+
+    def cell(group):
+        values = groups.get(group, {})
+        if values.get(main) is None:
+            return el("td")
+        small = f"{first} {number(first, values.get(first))}, " if first != main else ""
+        own = beside.get(group, {})
+        return el("td", number(main, values[main]), el("span", number(main, own[main]), cls="two") if main in own else None,
+                  el("small", f"{small}chance {number('chance', values.get(f'chance_{main}'))}"),
+                  style=f"background:rgba(37,99,235,{0.35 * min(max(values[main], 0.0), 1.0):.3f})")
+
+    sizes = sorted({groups[group]["candidates"] for group in shown})
+    mean = groups.get(f"{pool}/mean", {}).get(main)
+    title = [f"{words(name)}, {pool} pool: {main} among {' or '.join(f'{size:,.0f}' for size in sizes)} candidates",
+             f", mean {number(main, mean)}" if mean is not None else None]
+    lines = [[el("th", words(q)), [cell(f"{pool}/{q}_to_{c}") for c in _KINDS]] for q in _KINDS]
+    return table([el("th"), [el("th", words(c)) for c in _KINDS]], lines, cls="square", caption=title)
 
 
 def _cell(name, values, beside):
