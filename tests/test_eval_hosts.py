@@ -23,12 +23,17 @@ from tests.configs import toy
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 EMOJI = dict(name="tests.broken_emoji", split="openmoji_validation", captions=("label", "tags"), languages=("en", "de"))
 VIEWS = dict(image="decode|resize(4)", text="caption('first')|tokenize(8, 'emoji')")
+GOOGLE = dict(name="emoji", split="validation", vendors=("google",), captions=("tags",))
+PAIRS = dict(name="pairs", match="concept_id", queries=EMOJI, candidates=GOOGLE, join=", ")
 # 92 rows, two of them broken: neither 7 nor 256 nor 8 divides them
 EVALS = dict(
     retrieval=dict(all=dict(source=EMOJI, views=VIEWS, texts="all", match="concept_id", ks=(1, 10, 50))),
     zeroshot=dict(labels=dict(source=EMOJI, views=VIEWS, label="concept_id", names=EMOJI, without=dict(no_flags="flag"))),
     probe=dict(groups=dict(source=EMOJI, train=EMOJI, views=VIEWS, label="group", solver="ridge", C=1e-3)),
     gap=dict(all=dict(source=EMOJI, views=VIEWS)),
+    universal=dict(
+        sum=dict(benchmark=PAIRS, views=VIEWS, fuse="unit_sum", ks=(1, 10, 50)),
+        head=dict(benchmark=PAIRS, views=dict(VIEWS, text="caption('first')|tokenize(9, 'emoji')"), ks=(1, 10, 50))),
 )
 
 
@@ -40,6 +45,8 @@ def head(params, memory, batch):
         out |= {"image_raw": raw, "image": raw / 64}
     if "text" in batch:
         out |= {"text": params["table"][jnp.sum(batch["text"], axis=1) % 257] / 64}
+    if len(out) == 3 and batch["text"].shape[1] == 9:   # the context tells whether this head is one that fuses
+        out |= {"fused": out["image"] - 2 * out["text"]}
     return out
 
 
@@ -68,7 +75,9 @@ def test_batch_sizes_and_padding_change_no_figure(seven, tmp_path):
     assert len(jax.devices()) == 4 and len(sources.open(EMOJI)) == 92
     assert seven == figures(256, tmp_path) and len(seven) > 40
     assert 0 < seven["retrieval/all/text_to_image/R@50"] < 1
-    assert seven["zeroshot/labels/images"] == 90 and seven["retrieval/all/bad"] == 2
+    assert seven["zeroshot/labels/images"] == 90 and seven["retrieval/all/bad"] == seven["universal/sum/bad"] == 2
+    assert seven["universal/sum/local/image_to_text/queries"] == seven["universal/head/local/fused_to_text/queries"] == 90
+    assert {key for key in seven if key.startswith("universal/sum/local/fused") and seven[key] != seven[key.replace("sum", "head")]}
     assert seven["probe/groups/top1"] > seven["probe/groups/chance_top1"]
 
 
@@ -97,7 +106,8 @@ def test_two_processes_share_the_images_and_agree(seven, monkeypatch):
     assert [r[0] for r in results] == [0, 0], results[0][2][-3000:] + results[1][2][-3000:]
     (_, first, done), (_, second, also) = (json.loads(r[1].rpartition("FIGURES ")[2]) for r in results)
     assert first == second == seven
-    assert done + also < 1.2 * 5 * 92 and max(done, also) < 0.65 * 5 * 92   # five passes over the images: retrieval, ..., gap
+    passes = 5 + 2 + 2 + 2   # retrieval, ..., gap; universal over two vendors' images, twice, and once more for pairs to fuse
+    assert done + also < 1.2 * passes * 92 and max(done, also) < 0.65 * passes * 92
 
 
 # ---- the command ---------------------------------------------------------------------------------------------------------------

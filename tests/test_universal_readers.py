@@ -271,7 +271,7 @@ def test_universal_covr_records(tmp_path):
 
 
 def test_universal_covr_through_the_evaluation(tmp_path):
-    """Each query is nearest to its own reference, the target of another row: out of its way first, in its way in "ss"."""
+    """Each query is nearest to its own reference, the target of another row: it is out of the way first, and in the way in "ss"."""
     spec = videos(tmp_path, {"a": [0, 0, 0], "b": [1, 1, 1], "c": [2, 2]},
                   [("a", "b", "word1"), ("c", "a", "word0"), ("gone", "c", "word2")])
     x = np.array([[1, 0, 0], [0.8, 0.6, 0], [0, 0, 1]], np.float32)
@@ -290,7 +290,8 @@ def test_universal_covr_through_the_evaluation(tmp_path):
 
 
 def test_universal_covr_refuses_what_it_cannot_read(tmp_path):
-    for rows, message in (([("a", "b", "x"), ("c", "b", "y")], "1 target videos come twice"), ([("../a", "b", "x")], "leads out of")):
+    twice, outside = [("a", "b", "x"), ("c", "b", "y")], [("../a", "b", "x")]
+    for rows, message in ((twice, "1 target videos come twice"), (outside, "leads out of")):
         with pytest.raises(ValueError, match=message):
             benchmarks.open(videos(tmp_path, {"a": [1], "b": [1]}, rows))
     put(tmp_path / "test.csv", "pth1,pth2\na,b\n")

@@ -1,15 +1,19 @@
 """Universal retrieval, for any job: the embedded set's nine-way table, or the published benchmarks where a folder is given.
 
     python -m mcd_jax.evaluate --workdir=runs/x --evals=configs/evals/universal.py
-    python -m mcd_jax.evaluate --workdir=runs/x --evals=configs/evals/universal.py:queries=google,candidates=openmoji,caption=de
+    python -m mcd_jax.evaluate --workdir=runs/x --evals=configs/evals/universal.py:caption=de,fuse=unit_sum
     python -m mcd_jax.evaluate --workdir=runs/x --evals=configs/evals/universal.py:mbeir=/data/M-BEIR,tasks=mscoco_task0,cirr_task7
 
-Embedded set: an emoji by one vendor (queries=openmoji, whose drawings no config trains on) and its English label ask for the
-drawing by another (candidates=google) and another text: its English tags (caption=tags, joined) or its label in another language
-(caption=de). Concepts whose tags are the label and nothing else, and flags, whose tags say "flag", take no part: neither an image
-file nor the text of a concept is on both sides. heldout_vendor asks about the training concepts: google's drawings and the tags
-were seen with these very labels, so text to image, text and fused is partly memory. heldout_concepts asks about the test concepts,
-of which nothing was seen, among all candidates.
+Embedded set: the drawing of an emoji by one vendor and its English label ask for its drawing by another and another text, its
+English tags joined (or caption=de, its label in another language). Concepts whose tags are the label and nothing else, and flags,
+whose tags say "flag", take no part: no image file and no concept's text is on both sides, though tags share words with labels.
+
+heldout_asks      openmoji, whose drawings no config trains on, asks for drawings by google (seen=...) of the training concepts
+heldout_found     google asks for openmoji's drawings of the training concepts
+heldout_concepts  openmoji asks for drawings by google of the test concepts, of which nothing was seen, among those of all concepts
+
+In the first two, what google drew was seen in training with these very texts: a label finds google's drawing by memory, so only
+heldout_found tells of text to image, and only heldout_asks of image to text.
 
 mbeir     folder of M-BEIR; tasks=mscoco_task0,cirr_task7,... (default: all 16), union=no leaves the global pool out
 mmeb      folder of MMEB's parquet files, with mmeb_images=FOLDER and subsets=CIRR,NIGHTS,... (default: the 12 of retrieval)
@@ -24,7 +28,7 @@ PARTS = ("train", "validation", "test")
 
 
 def get_evals(arguments=""):
-    args = zeroshot.parse(arguments, queries=HELD_OUT, candidates="google", caption="tags", mbeir="", tasks=(), union="yes",
+    args = zeroshot.parse(arguments, seen="google", caption="tags", mbeir="", tasks=(), union="yes",
                           mmeb="", mmeb_images="", subsets=mmeb.SUBSETS, covr="", covr_table="", read="params", fuse="raw_sum",
                           search="", instructions="no")
     common = dict(read=args["read"], fuse=args["fuse"], search=args["search"] or None)
@@ -38,19 +42,19 @@ def get_evals(arguments=""):
     if args["covr"]:
         found["covr"] = dict(benchmark=dict(name="covr", path=args["covr"], table=args["covr_table"]), ks=(1, 5, 10, 50), **common)
     if not found:
-        found = {name: dict(benchmark=emoji(part, args), **common)
-                 for name, part in (("heldout_vendor", "train"), ("heldout_concepts", "test"))}
+        found = {name: dict(benchmark=emoji(args["caption"], *vendors, part), **common) for name, vendors, part in (
+            ("heldout_asks", (HELD_OUT, args["seen"]), "train"), ("heldout_found", (args["seen"], HELD_OUT), "train"),
+            ("heldout_concepts", (HELD_OUT, args["seen"]), "test"))}
     return dict(universal=found)
 
 
-def emoji(part, args):
-    """Pairs of drawings and texts of the embedded set; the concepts of `part` ask."""
-    tags = args["caption"] == "tags"
-    text = dict(captions=("tags",)) if tags else dict(captions=("label",), languages=(args["caption"],))
+def emoji(caption, asking, found, part):
+    """Drawings by `asking` with labels, and by `found` with another text; the concepts of `part` ask."""
+    tags = caption == "tags"
+    text = dict(captions=("tags",)) if tags else dict(captions=("label",), languages=(caption,))
     return dict(name="pairs", match="concept_id", join=", " if tags else None, where=dict(flag=[False]) if tags else None,
-                queries=dict(name="emoji", split=_split(args["queries"]), vendors=(args["queries"],), captions=("label",)),
-                candidates=dict(name="emoji", split=_split(args["candidates"]), vendors=(args["candidates"],), **text),
-                asks=dict(concept_split=part))
+                queries=dict(name="emoji", split=_split(asking), vendors=(asking,), captions=("label",)),
+                candidates=dict(name="emoji", split=_split(found), vendors=(found,), **text), asks=dict(concept_split=part))
 
 
 def _split(vendor):
