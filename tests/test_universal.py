@@ -372,5 +372,5 @@ def test_universal_report_shows_a_square_for_each_pool_and_lists_the_rest():
     assert [line.split("</th>")[0] for line in lines] == ["<th>image", "<th>text", "<th>fused"]
     values = [[cell.split(">", 1)[1].split("<")[0] for cell in line.split("<td")[1:]] for line in lines]
     assert values == [["0.00%", "10.0%", "20.0%"], ["30.0%", "40.0%", "50.0%"], ["60.0%", "70.0%", "80.0%"]]
-    assert "R@1 8.00%, chance 0.40%" in squares[1] and '<span class="two">80.0%</span>' in squares[1]
+    assert "<small>R@1 8.00%</small><small>chance 0.40%</small>" in squares[1] and '<span class="two">80.0%</span>' in squares[1]
     assert "3 image files are missing." in text and text.count("77.7%") == 4 and "a task0" in text

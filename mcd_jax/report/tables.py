@@ -88,10 +88,10 @@ def _square(name, pool, shown, groups, beside):
         values = groups.get(group, {})
         if values.get(main) is None:
             return el("td")
-        small = f"{first} {number(first, values.get(first))}, " if first != main else ""
         own = beside.get(group, {})
         return el("td", number(main, values[main]), el("span", number(main, own[main]), cls="two") if main in own else None,
-                  el("small", f"{small}chance {number('chance', values.get(f'chance_{main}'))}"),
+                  el("small", f"{first} {number(first, values.get(first))}") if first != main else None,
+                  el("small", f"chance {number('chance', values.get(f'chance_{main}'))}"),
                   style=f"background:rgba(37,99,235,{0.35 * min(max(values[main], 0.0), 1.0):.3f})")
 
     sizes = sorted({groups[group]["candidates"] for group in shown})
