@@ -8,12 +8,17 @@ With unit embeddings x_i (image) and y_i (its text), n pairs:
   distance         ||mean x_i - mean y_i||, in [0, 2]: the modality gap (Liang et al., NeurIPS 2022, section 4)
   norm_image/text  lengths of those two means: the gap also shrinks when the clouds widen, so read them beside it
   pair_cosine      mean x_i . y_i; other_cosine is the mean over i != j
+  cone_image/text  mean cosine of two different images, of two different texts: how narrow each cloud is (section 2)
+  lowest_image/text  the smallest of these cosines
+
+Moving along the gap, losses and untrained weights: `python -m mcd_jax.analyze gap`.
 
 Instance: source, views (pipes of "image" and "text"), optional n (at most so many rows, evenly spaced), where.
 """
 import numpy as np
 
 from mcd_jax.evals import rows
+from mcd_jax.geometry import cone, shift
 
 KEYS = ("source", "views", "n", "where")
 
@@ -42,22 +47,30 @@ def figures(x, y):
     x, y = np.asarray(x, np.float64), np.asarray(y, np.float64)
     mean_x, mean_y, pairs, n = x.mean(axis=0), y.mean(axis=0), float(np.mean(np.sum(x * y, axis=1))), len(x)
     everything = float(mean_x @ mean_y)  # mean cosine over all n * n pairs
+    image, text = cone.cosines(x), cone.cosines(y)
     return {"alignment": alignment(x, y), "uniformity_image": uniformity(x), "uniformity_text": uniformity(y),
-            "uniformity_both": uniformity(np.concatenate([x, y])), "distance": float(np.linalg.norm(mean_x - mean_y)),
+            "uniformity_both": uniformity(np.concatenate([x, y])), "distance": shift.distance(x, y),
             "norm_image": float(np.linalg.norm(mean_x)), "norm_text": float(np.linalg.norm(mean_y)),
-            "pair_cosine": pairs, "other_cosine": (everything * n - pairs) / (n - 1)}
+            "pair_cosine": pairs, "other_cosine": (everything * n - pairs) / (n - 1),
+            "cone_image": image["mean"], "cone_text": text["mean"], "lowest_image": image["min"], "lowest_text": text["min"]}
 
 
 def make(config, name):
     """fn(embed, state) -> the figures of the module docstring."""
+    collect, score = parts(config, name)
+    return lambda embed, state: score(*collect(embed, state))
+
+
+def parts(config, name):
+    """The two halves of `make`: collect(embed, state) -> (image (n, D), text (n, D), {}), pairs of unit rows; score of these."""
     instance = f"gap.{name}"
     where = dict(config.get("where") or {})
     source = rows.open_source(config["source"], where, instance)
     views = rows.pick(config["views"], ["image", "text"], instance)
 
-    def evaluate(embed, state):
+    def collect(embed, state):
         chosen = rows.sample(source, where, config.get("n"), instance)
         out, good = rows.encode(embed, state, source, views, ["image", "text"], config.get("batch_size", 256), indices=chosen)
-        return figures(out["image"][good], out["text"][good])
+        return out["image"][good], out["text"][good], {}
 
-    return evaluate
+    return collect, lambda image, text, rest: figures(image, text)

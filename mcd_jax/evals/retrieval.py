@@ -103,6 +103,17 @@ def captions(source, indices, n=None):
 
 def make(config, name):
     """fn(embed, state) -> {"text_to_image/R@1": ..., "no_flags/text_to_image/R@1": ...}; `config`: see the module."""
+    collect, score = parts(config, name)
+    return lambda embed, state: score(*collect(embed, state))
+
+
+def parts(config, name):
+    """The two halves of `make`, for who changes the embeddings in between.
+
+    Returns:
+      collect(embed, state) -> (image (n, D), text (m, D), rest): unit rows that can be used, and what else the figures need;
+      score(image, text, rest) -> the figures.
+    """
     instance = f"retrieval.{name}"
     match, queries = config.get("match"), dict(config.get("queries") or {})
     without, ks = dict(config.get("without") or {}), tuple(config.get("ks", (1, 5, 10)))
@@ -116,7 +127,7 @@ def make(config, name):
         raise ValueError(f"config.evals.{instance}.texts={texts!r} needs a pipe of 'text' that reads the column text alone, "
                          f"not {', '.join(text_view.columns)}")
 
-    def evaluate(embed, state):
+    def collect(embed, state):
         table = rows.columns(source, needed)
         ids = table[match] if match else np.arange(len(source))
         asks = rows.select({**table, "": ids}, queries, instance)
@@ -130,13 +141,18 @@ def make(config, name):
             owner = np.repeat(first, [len(some) for some in own])
             every = rows.Texts(itertools.chain.from_iterable(own))
             text, text_good = rows.encode(embed, state, every, text_view, ["text"], size)
-        image, text = Side(image["image"], ids, asks), Side(text["text"], ids[owner], asks[owner])
-        figures = both_ways(image.only(image_good), text.only(text_good), ks)
-        for label, column in without.items():
-            keep = ~table[column].astype(bool)
-            fewer = both_ways(image.only(image_good & keep), text.only(text_good & keep[owner]), ks)
-            figures.update({f"{label}/{key}": value for key, value in fewer.items()})
-        bad = int(np.sum(~image_good) + np.sum(~text_good))
-        return {**figures, "bad": float(bad)} if bad else figures
+        rest = {"ids": ids, "asks": asks, "image": np.flatnonzero(image_good), "text": owner[text_good],   # source rows
+                "without": {label: table[column].astype(bool) for label, column in without.items()},
+                "bad": int(np.sum(~image_good) + np.sum(~text_good))}
+        return image["image"][image_good], text["text"][text_good], rest
 
-    return evaluate
+    def score(image, text, rest):
+        places = rest["image"], rest["text"]
+        sides = [Side(unit, rest["ids"][at], rest["asks"][at]) for unit, at in zip((image, text), places)]
+        figures = both_ways(*sides, ks)
+        for label, gone in rest["without"].items():
+            fewer = both_ways(*(side.only(~gone[at]) for side, at in zip(sides, places)), ks)
+            figures.update({f"{label}/{key}": value for key, value in fewer.items()})
+        return {**figures, "bad": float(rest["bad"])} if rest["bad"] else figures
+
+    return collect, score

@@ -94,6 +94,17 @@ def make(config, name):
     Raises:
       ValueError: a template without "{}", or a class without a name.
     """
+    collect, score = parts(config, name)
+    return lambda embed, state: score(*collect(embed, state))
+
+
+def parts(config, name):
+    """The two halves of `make`, for who changes the embeddings in between.
+
+    Returns:
+      collect(embed, state) -> (image (n, D), classes (C, D), rest): unit rows that can be used, and what else the figures need;
+      score(image, classes, rest) -> the figures.
+    """
     instance = f"zeroshot.{name}"
     chosen = classes_lib.read(config["set"]) if config.get("set") else None
     if chosen:
@@ -121,7 +132,7 @@ def make(config, name):
     twins = np.array([first.setdefault(tuple(names[c]), i) for i, c in enumerate(class_ids)])
     prompts = [(i, t.replace("{}", n)) for i, c in enumerate(class_ids) for n in names[c] for t in templates]
 
-    def evaluate(embed, state):
+    def collect(embed, state):
         texts, usable = rows.encode(embed, state, rows.Texts(p for _, p in prompts), tokens, ["text"], size)
         if not usable.all():
             raise ValueError(f"config.evals.{instance}: the prompt {prompts[np.argmin(usable)][1]!r} is empty")
@@ -133,18 +144,21 @@ def make(config, name):
         if chosen:
             labels = classes_lib.stored_numbers(chosen.name, labels, config.get("labels"), label, instance)
         image, good = rows.encode(embed, state, source, views, ["image"], size, indices=used)
-        image = image["image"]
-        figures = accuracy(image[good], classes, labels[good], class_ids, twins)
+        return image["image"][good], classes, {name: column[good] for name, column in {**table, label: labels}.items()}
+
+    def score(image, classes, rest):
+        labels = rest[label]
+        figures = accuracy(image, classes, labels, class_ids, twins)
         if chosen:
             figures["accuracy"] = figures[chosen.figure]
         for key, column in without.items():
-            keep = good & ~table[column].astype(bool)
-            kept = ~np.isin(class_ids, gone[column] if gone else always(labels[good], table[column][good]))
-            fewer = accuracy(image[keep], classes[kept], labels[keep], class_ids[kept], twins[kept])
+            flagged = rest[column].astype(bool)
+            kept = ~np.isin(class_ids, gone[column] if gone else always(labels, flagged))
+            fewer = accuracy(image[~flagged], classes[kept], labels[~flagged], class_ids[kept], twins[kept])
             figures.update({f"{key}/{figure}": value for figure, value in fewer.items()})
         return figures
 
-    return evaluate
+    return collect, score
 
 
 def prompt_view(config, instance):

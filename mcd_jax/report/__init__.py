@@ -1,7 +1,7 @@
 """Writes a run's report: `python -m mcd_jax.report --workdir=runs/mcd_emoji [--compare=runs/clip_emoji]`.
 
 `<workdir>/report.html` is one file that opens offline and refers to nothing outside: learning curves, speed, evaluations,
-galleries from the newest checkpoint, the config and versions. A run that is still going is reported as far as it got.
+analyses, galleries from the newest checkpoint, the config and versions. A run that is still going is reported as far as it got.
 """
 import argparse
 import contextlib
@@ -12,7 +12,7 @@ import pathlib
 import platform
 import sys
 
-from mcd_jax import evaluate
+from mcd_jax import analyze, evaluate
 from mcd_jax import workdir as workdir_lib
 from mcd_jax.report import gallery as gallery_lib
 from mcd_jax.report import page
@@ -24,7 +24,8 @@ def read(workdir):
     """What the files of a run say.
 
     Returns:
-      {"name", "config", "versions", "evals": figure -> value, "series": name -> (steps, values), "last": name -> newest value}.
+      {"name", "config", "versions", "evals": figure -> value, "series": name -> (steps, values), "last": name -> newest value,
+       "analyses": name -> what `python -m mcd_jax.analyze <name>` wrote}.
 
     Raises:
       FileNotFoundError: the folder has no config.json.
@@ -43,7 +44,7 @@ def read(workdir):
             if value is not None:
                 last[key] = value
     return {"name": workdir.resolve().name, "config": json.loads(path.read_text()), "evals": evaluate.latest(workdir),
-            "series": series, "last": last, "versions": versions()}
+            "series": series, "last": last, "analyses": analyze.read(workdir), "versions": versions()}
 
 
 def lines(path):

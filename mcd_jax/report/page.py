@@ -2,6 +2,7 @@
 import json
 
 from mcd_jax.evaluate import number
+from mcd_jax.load import load
 from mcd_jax.markup import document, duration, el, figure, flat, grid, join, note, table, tree, words
 from mcd_jax.report import plots
 from mcd_jax.report.tables import augmentation_gallery, evaluations, text_gallery
@@ -17,7 +18,7 @@ def page(run, gallery, other=None):
     sections = {"curves": ("Learning curves", curves(run, other)), "speed": ("Speed", speed(run, other)),
                 "evaluations": ("Evaluations", evaluations(run, other)), "queries": ("Text queries", text_gallery(gallery)),
                 "augmentation": ("Growing augmentation", augmentation_gallery(gallery)),
-                "config": ("Config and versions", config(run, other))}
+                **analyses(run), "config": ("Config and versions", config(run, other))}
     against = el("p", "compared with ", el("b", other["name"], cls="two"), cls="against") if other else None
     return document(run["name"], [against, summary(run, gallery, other)], sections)
 
@@ -102,6 +103,12 @@ def speed(run, other):
                                 for k, v in seconds.items()], cls="names")]
     panels = [panel(key, run, other) for key in _SPEED if key in run["series"]]
     return [grid(panels), rows] if panels or rows else note("No speed has been logged yet.")
+
+
+def analyses(run):
+    """A section for each analysis in the run's folder: what `python -m mcd_jax.analyze` found there."""
+    modules = {name: load("report", name) for name in run["analyses"]}
+    return {name: (module.TITLE, module.section(run["analyses"][name])) for name, module in modules.items()}
 
 
 def config(run, other):

@@ -20,14 +20,15 @@ _STYLE = {"svg.fonttype": "none", "svg.hashsalt": "mcd_jax", "font.family": "san
           "ytick.major.size": 0, "lines.solid_capstyle": "round", "legend.frameon": False, "text.parse_math": False}
 
 
-def curves(series, xlabel="step", size=(3.6, 1.9), legend=False, markers=False, colours=COLOURS):
+def curves(series, xlabel="step", size=(3.6, 1.9), legend=False, markers=False, colours=COLOURS, ylabel=None, exact=False, at=()):
     """An SVG element with one line per series.
 
     Args:
       series: list of (label, x, y), equal lengths; a y that is None or not finite leaves a gap. Lines of more than 40 points are
-        drawn faintly with their running mean on top.
+        drawn faintly with their running mean on top, unless they are `exact`.
       size: inches; the element scales with its container.
       colours: of the series, from the first again when there are more.
+      at: list of (x, label): dashed vertical lines.
     """
     with rc_context(_STYLE):
         figure = Figure(figsize=size, layout="constrained")
@@ -36,12 +37,17 @@ def curves(series, xlabel="step", size=(3.6, 1.9), legend=False, markers=False, 
         axes.patch.set_alpha(0)
         for (label, x, y), colour in zip(series, colours * (1 + len(series) // len(colours)), strict=False):
             x, y = np.asarray(x, float), np.array([np.nan if v is None else v for v in y], float)
-            noisy = len(x) > 40
+            noisy = len(x) > 40 and not exact
             axes.plot(x, y, color=colour, alpha=0.25 if noisy else 1, linewidth=0.8 if noisy else 1.6, markersize=3,
                       marker="o" if markers or len(x) < 12 else None, label=None if noisy else label)
             if noisy:
                 axes.plot(x, smooth(y), color=colour, linewidth=1.6, label=label)
+        for place, label in at:
+            axes.axvline(place, color="#64748b", linewidth=0.9, linestyle=(0, (3, 2)), zorder=0)
+            axes.annotate(label, (place, 1), xycoords=("data", "axes fraction"), xytext=(2, -7), textcoords="offset points",
+                          color="#64748b", fontsize=7)
         axes.set_xlabel(xlabel)
+        axes.set_ylabel(ylabel or "")
         axes.margins(x=0.02)
         axes.xaxis.set_major_locator(ticker.MaxNLocator(5))
         axes.yaxis.set_major_locator(ticker.MaxNLocator(4))

@@ -1,0 +1,18 @@
+"""What `python -m mcd_jax.analyze gap` measures on the embedded data set, with validation concepts to choose every move on:
+
+    python -m mcd_jax.analyze gap --workdir=runs/clip_emoji --evals=configs/evals/gap_emoji.py
+
+The config's own evaluations, and zero-shot classification of the validation concepts by label and by group. Also read=.
+"""
+from configs import emoji
+from configs.evals import zeroshot
+
+
+def get_evals(arguments=""):
+    args = zeroshot.parse(arguments, read="params")
+    found = emoji.evaluations(args["read"])
+    validation = emoji.source("validation")
+    labels = dict(found["zeroshot"]["labels_heldout_concepts"], source=validation)
+    groups = dict(found["zeroshot"]["groups_heldout_concepts"], source=validation)
+    return dict(retrieval=found["retrieval"], gap=found["gap"],
+                zeroshot=dict(labels_validation=labels, groups_validation=groups, **found["zeroshot"]))

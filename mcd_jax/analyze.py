@@ -1,0 +1,69 @@
+"""Looks into trained runs: `python -m mcd_jax.analyze gap --workdir=runs/clip_emoji`; the first word is a module of `analyses/`.
+
+Results go to `<workdir>/analysis/<name>.json`, and `python -m mcd_jax.report` draws what it finds there.
+"""
+import argparse
+import json
+import math
+import os
+import pkgutil
+import sys
+
+from mcd_jax import analyses
+from mcd_jax import workdir as workdir_lib
+from mcd_jax.load import load
+
+
+def names():
+    """The analyses that there are, sorted."""
+    return sorted(module.name for module in pkgutil.iter_modules(analyses.__path__))
+
+
+def write(workdir, name, result):
+    """Writes an analysis into a run's folder, whole or not at all; numbers get six digits, those that aren't finite become null."""
+    with workdir_lib.opened(workdir) as small:
+        folder = small.folder / "analysis"
+        folder.mkdir(exist_ok=True)
+        part = folder / f".{name}.{os.getpid()}.json"
+        part.write_text(json.dumps(_plain(result)) + "\n")
+        part.replace(folder / f"{name}.json")
+    return f"{str(workdir).rstrip('/')}/analysis/{name}.json"
+
+
+def read(folder):
+    """{name: result} of the analyses in the folder of a run (pathlib.Path); a file that can't be read is left out."""
+    found = {}
+    for name in names():
+        try:
+            found[name] = json.loads((folder / "analysis" / f"{name}.json").read_text())
+        except (FileNotFoundError, json.JSONDecodeError):
+            continue
+    return found
+
+
+def _plain(value):
+    if isinstance(value, dict):
+        return {str(k): _plain(v) for k, v in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(v) for v in value]
+    if isinstance(value, float):
+        return float(f"{value:.6g}") if math.isfinite(value) else None
+    return value
+
+
+def main(args=None):
+    parser = argparse.ArgumentParser(prog="python -m mcd_jax.analyze", description=__doc__.splitlines()[0])
+    commands = parser.add_subparsers(dest="analysis", required=True, metavar="analysis")
+    for name in names():
+        module = load("analyses", name)
+        title = module.__doc__.splitlines()[0]
+        module.arguments(commands.add_parser(name, help=title, description=title))
+    args = parser.parse_args(args)
+    try:
+        load("analyses", args.analysis).run(args)
+    except (ValueError, OSError, RuntimeError) as error:
+        sys.exit(f"error: {error}")
+
+
+if __name__ == "__main__":
+    main()
