@@ -48,7 +48,7 @@ def run(tmp_path_factory):
     folder.mkdir()
     job = job_lib.build(get_config())
     with jax.set_mesh(job.mesh):
-        state = job.init(jax.random.key(9))
+        state = job.init(jax.random.key(9))._replace(step=jax.numpy.int32(7))
         saver = checkpoint.Checkpoints(folder)
         saver.save(7, state)
         saver.close()
