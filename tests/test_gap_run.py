@@ -6,7 +6,9 @@ import jax
 import numpy as np
 import pytest
 
-from mcd_jax import analyze, checkpoint, evaluate, report
+from configs import clip_emoji, temperature_emoji
+from configs.evals import gap_emoji
+from mcd_jax import analyze, checkpoint, evaluate, optim, report
 from mcd_jax import config as config_lib
 from mcd_jax import embed as embed_lib
 from mcd_jax import job as job_lib
@@ -80,8 +82,8 @@ def test_gap_command_measures_what_the_evaluations_do(run, result):
     fair = result["fairness"]["fairness/groups"]["figures"]
     assert fair["3/animals"][zero] == pytest.approx(figures["fairness/groups/3/animals"], abs=1e-5)
     assert fair["accuracy"][zero] == pytest.approx(figures["fairness/groups/accuracy"], abs=1e-5)
-    surface = result["landscape"]
-    assert surface["scales"] == [100, 50, 30, 20, 10, 1]   # 20 is the run's own
+    surface = result["landscape"]["test"]
+    assert set(result["landscape"]) == {"test"} and surface["scales"] == [100, 50, 30, 20, 10, 1]   # 20 is the run's own
     assert surface["gap"][surface["amount"].index(0.0)] == pytest.approx(result["figures"]["distance"], abs=1e-5)
 
 
@@ -162,9 +164,9 @@ def test_gap_section_of_the_report(run, result, monkeypatch):
     text = (run.folder / "report.html").read_text()
     assert path.endswith("report.html") and '<section id="gap"><h2>Modality gap</h2>' in text and 'href="#gap"' in text
     part = text[text.index('<section id="gap">'):]
-    for piece in ("temperature 1/20 (this run", "retrieval · test · text → image", "cosine of two images", "elevation of the texts",
-                  "gap after the move", "loss (nats)", "random layers", "no move", "oracle", "Watched classes",
-                  "cosine inside a seed"):
+    for piece in ("test · τ = 1/20 (this run", "retrieval · test · text → image", "cosine of two images",
+                  "elevation of the texts", "gap after the move", "loss (nats)", "random layers", "no move", "oracle",
+                  "Watched classes", "cosine inside a seed"):
         assert piece in part, piece
     assert part.count("<svg") >= 18 and "<script" not in text
     (run.folder / "analysis" / "gap.json").write_text("{")   # being written by somebody else: left out
@@ -222,3 +224,21 @@ def test_fairness_instance_is_checked():
         fairness.make({**settings, "prompts": ()}, "f")
     with pytest.raises(ValueError, match="reads column 'race'"):
         fairness.make({**settings, "group": "race"}, "f")
+
+
+def test_gap_configs_fix_the_temperature_and_choose_on_validation():
+    config = temperature_emoji.get_config("20")
+    assert config.model.logit_scale == pytest.approx(np.log(20)) and gap_analysis.temperature(config) == "fixed"
+    assert gap_analysis.temperature(clip_emoji.get_config()) == "learned"
+    added = []
+    temperature_emoji.sweep(added.append)
+    np.testing.assert_allclose(np.exp([run["model.logit_scale"] for run in added]), [100, 50, 30, 20, 10, 1], rtol=1e-3)
+    shapes = {"image": {"w": np.zeros((2, 2), np.float32)}, "logit_scale": np.float32(3)}
+    tx, _ = optim.make(config.optimizer, shapes, total_steps=4, batch_size=8, examples=32)
+    moved = tx.update(jax.tree.map(np.ones_like, shapes), tx.init(shapes), shapes)[0]
+    assert moved["logit_scale"] == 0 and np.all(moved["image"]["w"] != 0)
+    evals = gap_emoji.get_evals()
+    assert {key for module in evals.values() for key, own in module.items() if own["read"] == "params"} >= {
+        "labels_validation", "groups_validation", "validation", "training"}
+    test = evals["zeroshot"]["groups_heldout_concepts"]
+    assert evals["zeroshot"]["groups_validation"] == {**test, "source": {**test["source"], "split": "validation"}}

@@ -14,5 +14,6 @@ def get_evals(arguments=""):
     validation = emoji.source("validation")
     labels = dict(found["zeroshot"]["labels_heldout_concepts"], source=validation)
     groups = dict(found["zeroshot"]["groups_heldout_concepts"], source=validation)
-    return dict(retrieval=found["retrieval"], gap=found["gap"],
+    training = dict(found["gap"]["heldout_vendor"], source=emoji.source("train"), n=2000)   # for --pairs=training
+    return dict(retrieval=found["retrieval"], gap=dict(found["gap"], training=training),
                 zeroshot=dict(labels_validation=labels, groups_validation=groups, **found["zeroshot"]))

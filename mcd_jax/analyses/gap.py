@@ -2,7 +2,8 @@
 
 After Liang et al., NeurIPS 2022. What is taken from a run's `config.evals` (or from the files of --evals):
 
-  gap        one instance gives the image-text pairs for the gap itself, its loss landscape, the cones and the seeds
+  gap        the first instance gives the image-text pairs for the gap itself, the cones and the seeds; the loss landscape is made
+             for each
   retrieval, zeroshot   every instance is measured at every move along the gap. The move is chosen on the instances named by
              --choose (by default those with "validation" in the name), and reported on all beside no move and their own best move
   fairness   every instance is measured while the images alone move along the gap of the pairs
@@ -37,7 +38,7 @@ def arguments(parser):
     parser.add_argument("--step", type=int, help="which checkpoint; the newest when left out")
     parser.add_argument("--evals", action="append", default=[], help="file.py[:arguments] in place of the config's evaluations")
     parser.add_argument("--read", default="", help="whose parameters, such as memory/teacher; default: as each evaluation says")
-    parser.add_argument("--pairs", default="", help="instance of config.evals.gap; the first when left out")
+    parser.add_argument("--pairs", default="", help="instance of config.evals.gap, in place of all")
     parser.add_argument("--choose", action="append", default=[], help="module/instance on which the move is chosen")
     parser.add_argument("--metric", default="MRR", help="figure of retrieval, the mean of both directions, that chooses the move")
     parser.add_argument("--vector", choices=("choose", "own"), default="choose",
@@ -111,17 +112,16 @@ def _measure(job, state, args, chosen):
         return shift.unit(image), shift.unit(text), lambda x, y: score(x, y, rest)
 
     # ---- the pairs: gap, landscape, cones ----
-    name = pick(evals.get("gap") or {}, args.pairs)
-    settings = evals["gap"][name]
-    image, text, score = collect(gap, name, settings)
-    along = shift.vector(image, text)
-    order = np.random.default_rng(0).permutation(len(image)) if args.batches == "shuffled" else np.arange(len(image))
-    scale = logit_scale(state.params)
+    names = pick(evals.get("gap") or {}, args.pairs)
+    name, settings = names[0], evals["gap"][names[0]]
+    pairs = {key: collect(gap, key, evals["gap"][key]) for key in names}
+    image, text, score = pairs[name]
+    along, scale = shift.vector(image, text), logit_scale(state.params)
     scales = sorted({*landscape.SCALES, *([] if scale is None else [round(scale, 1)])}, reverse=True)
     result = {"step": int(state.step), "objective": str(job.config.objective.name), "seed": int(job.config.seed),
               "read": args.read or settings.get("read") or "params", "logit_scale": scale, "temperature": temperature(job.config),
-              "pairs": name, "rows": len(image), "figures": score(image, text), "batches": args.batches,
-              "landscape": landscape.landscape(image[order], text[order], DELTAS, scales, along=along),
+              "pairs": name, "vector": args.vector, "rows": len(image), "figures": score(image, text), "batches": args.batches,
+              "landscape": {key: around(*own[:2], scales, args.batches) for key, own in pairs.items()},
               "cone": {"trained": {"image": cone.cosines(image, bins=BINS), "text": cone.cosines(text, bins=BINS)}},
               "sphere": {"mismatched": landscape.sphere(ELEVATIONS), "matched": landscape.sphere(ELEVATIONS, mismatched=False)},
               "depth": {name: cone.depth(name, rows=256) for name in cone.ACTIVATIONS}}
@@ -192,8 +192,14 @@ def alike(a, b):
     return sum(1 for _ in itertools.takewhile(lambda pair: pair[0] == pair[1], pairs))
 
 
+def around(image, text, scales, batches):
+    """The loss landscape of pairs, in batches of their own order or of a random one."""
+    order = np.random.default_rng(0).permutation(len(image)) if batches == "shuffled" else np.arange(len(image))
+    return landscape.landscape(image[order], text[order], DELTAS, scales)
+
+
 def pick(instances, name):
-    """`name`, or the first instance of the trained network.
+    """[name], or all instances of the trained network.
 
     Raises:
       ValueError: there is none.
@@ -202,7 +208,7 @@ def pick(instances, name):
     if not trained or (name and name not in trained):
         raise ValueError(f"--pairs={name or '<instance>'} must be an instance of config.evals.gap, which gives the image-text "
                          f"pairs: there is {', '.join(trained) or 'none; give one by --evals=file.py'}")
-    return name or trained[0]
+    return [name] if name else trained
 
 
 def logit_scale(params):
@@ -247,8 +253,10 @@ def summary(result):
     for key, s in result.get("seeds", {}).items():
         lines.append(f"  two seeds, {key}: centers {s['distance']:.3f} apart, {100 * s['separated']:.0f}% nearest to their own, "
                      f"{100 * s['variance']:.0f}% of the variance")
-    for scale, gap_at in zip(result["landscape"]["scales"], result["landscape"]["best"]):
-        lines.append(f"  loss at 1/{scale:g}: lowest at gap {gap_at:+.3f}")
+    for key, surface in result["landscape"].items():
+        lows = ", ".join(f"{low:+.3f} at 1/{scale:g}{' (edge)' * edge(surface, low)}" for scale, low in zip(
+            surface["scales"], surface["best"]))
+        lines.append(f"  gap {surface['gap'][DELTAS.index(0.0)]:.3f} on {key}; the loss is lowest at gap {lows}")
     for key, choice in result["choice"].items():
         lines.append(f"  move {choice['amount']:+.2f}, to gap {choice['gap']:+.3f}, chosen on {key} by {choice['metric']}")
     if result["moved"]:
@@ -260,6 +268,11 @@ def summary(result):
                     cells = [evaluate.number("R@1", v[k]) for k in ("default", "chosen", "oracle")] + [f"{v['oracle_amount']:+.2f}"]
                     lines.append(f"  {key + ' ' + name:58}" + "".join(f"{c:>9}" for c in cells))
     return "\n".join(lines)
+
+
+def edge(surface, gap_at):
+    """Whether the lowest loss of a landscape stands at the end of its sweep, and may go on falling."""
+    return gap_at in (surface["gap"][0], surface["gap"][-1])
 
 
 COLUMNS = ("objective", "seed", "step", "scale", "temperature", "start", "gap", "|image|", "|text|", "pair", "validation R@1")

@@ -18,10 +18,16 @@ def section(result):
             f"{own['norm_image']:.3f} and {own['norm_text']:.3f} long, a pair's mean cosine is {own['pair_cosine']:.3f}. "
             f"Untrained, the gap was {result['start']['distance']:.3f}; with the untrained texts rotated onto the images "
             f"{result['start']['rotated']:.3f}.")
-    parts = [note(lead), el("h3", "Figures after moving both clouds along the gap"), note(
-        "Both clouds move along the vector between their means, then every embedding is made unit again. Left of 0 the means have "
-        "passed each other. Dashed: no move, and the move chosen on the validation data."), grid(_curves(result)), _moved(result),
-        el("h3", "Loss around the gap"), grid(_losses(result)), el("h3", "Cones"), grid(_cones(result)), _cone_table(result)]
+    whose = "of each data set itself" if result["vector"] == "own" else "of the data that choose the move"
+    moves = (f"Both clouds move along the gap vector, the difference of their means, here {whose}; then every embedding is made "
+             "unit again. Left of 0 the means have passed each other. Dashed: no move, and the move chosen on validation data.")
+    losses = (f"The contrastive loss of {result['batches']} batches of 50 pairs after the same moves, each set along its own gap "
+              "vector. Towards either end all images and all texts fall into two opposite points, and the loss nears a guess's, "
+              "ln 50 = 3.91. τ is the temperature.")
+    parts = [note(lead),
+             el("h3", "Figures after moving both clouds along the gap"), note(moves), grid(_curves(result)), _moved(result),
+             el("h3", "Loss around the gap"), note(losses), grid(_losses(result)),
+             el("h3", "Cones"), grid(_cones(result)), _cone_table(result)]
     if result.get("seeds"):
         parts.append(_seeds(result))
     if result.get("fairness"):
@@ -37,7 +43,7 @@ def _curves(result):
         for figure_name, values in found["figures"].items():
             group, _, last = figure_name.rpartition("/")
             if last in _SHOWN and "/" not in group:
-                groups.setdefault(group, []).append((last, found["gap"], [None if v is None else 100 * v for v in values]))
+                groups.setdefault(group, []).append((last, *_broken(found["gap"], values)))
         for group, series in groups.items():
             marks = [(found["gap"][found["amount"].index(0.0)], "no move")]
             choice = result["choice"].get(result["judge"].get(key))
@@ -46,6 +52,17 @@ def _curves(result):
             title = " · ".join(filter(None, (words(module), words(name), words(group))))
             panels.append(figure(title, "", plots.curves(series, _AXIS, _SIZE, legend=True, ylabel="%", exact=True, at=marks)))
     return panels
+
+
+def _broken(gaps, values):
+    """A line in percent that is interrupted where the means pass each other at a distance, which no move along a vector that isn't
+    their own can avoid."""
+    x, y = list(gaps), [None if v is None else 100 * v for v in values]
+    for i in range(len(gaps) - 1, 0, -1):
+        if gaps[i - 1] * gaps[i] < 0 and min(abs(gaps[i - 1]), abs(gaps[i])) > 0.1:
+            x.insert(i, 0.0)
+            y.insert(i, None)
+    return x, y
 
 
 def _moved(result):
@@ -68,14 +85,15 @@ def _moved(result):
 
 
 def _losses(result):
-    """One panel per temperature, since their losses lie far apart."""
-    found, panels = result["landscape"], []
-    here = result["figures"]["distance"]
-    for scale, losses, best in zip(found["scales"], found["loss"], found["best"]):
-        title = f"temperature 1/{scale:g}" + (" (this run's)" if _same(scale, result["logit_scale"]) else "")
-        drawing = plots.curves([("", found["gap"], losses)], _AXIS, _SIZE, ylabel="loss (nats)", exact=True,
-                               at=[(here, "no move")])
-        panels.append(figure(title, f"lowest at {best:+.2f}", drawing))
+    """One panel per set of pairs and temperature, since their losses lie far apart."""
+    panels = []
+    for name, found in result["landscape"].items():
+        here = [(found["gap"][found["amount"].index(0.0)], "no move")]
+        for scale, losses, best in zip(found["scales"], found["loss"], found["best"]):
+            title = f"{words(name)} · τ = 1/{scale:g}" + (" (this run's)" if _same(scale, result["logit_scale"]) else "")
+            drawing = plots.curves([("", found["gap"], losses)], _AXIS, _SIZE, ylabel="loss (nats)", exact=True, at=here)
+            edge = " (edge)" if best in (found["gap"][0], found["gap"][-1]) else ""
+            panels.append(figure(title, f"lowest at {best:+.2f}{edge}", drawing))
     return panels
 
 
@@ -91,8 +109,9 @@ def _cones(result):
             own = result["cone"][weights][key]
             shown = [i for i, d in enumerate(own["density"]) if d > 0]
             span = slice(max(0, shown[0] - 1), shown[-1] + 2)
-            series.append((title, own["centers"][span], own["density"][span]))
-        drawing = plots.curves(series, f"cosine of two {key}s", _SIZE, legend=True, ylabel="density", exact=True)
+            peak = max(own["density"])
+            series.append((title, own["centers"][span], [d / peak for d in own["density"][span]]))
+        drawing = plots.curves(series, f"cosine of two {key}s", _SIZE, legend=True, ylabel="density / its peak", exact=True)
         panels.append(figure(f"{key}s", "", drawing))
     return panels
 
@@ -131,8 +150,8 @@ def _simulations(result):
     panels = []
     for kind, found in result["sphere"].items():
         series = [(f"1/{scale:g}", found["elevation"], losses) for scale, losses in zip(found["scales"], found["loss"])]
-        title = "six pairs on a sphere, " + ("two of them swapped" if kind == "mismatched" else "all matched")
-        panels.append(figure(title, "by temperature", plots.curves(
+        title = "six pairs on a sphere, " + ("two swapped" if kind == "mismatched" else "matched") + ", by temperature"
+        panels.append(figure(title, "", plots.curves(
             series, "elevation of the texts (degrees)", _SIZE, legend=True, ylabel="loss (nats)", exact=True)))
     series = [(words(name), range(len(values)), values) for name, values in result["depth"].items()]
     panels.append(figure("random layers on random inputs", "", plots.curves(

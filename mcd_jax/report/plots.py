@@ -39,13 +39,13 @@ def curves(series, xlabel="step", size=(3.6, 1.9), legend=False, markers=False, 
             x, y = np.asarray(x, float), np.array([np.nan if v is None else v for v in y], float)
             noisy = len(x) > 40 and not exact
             axes.plot(x, y, color=colour, alpha=0.25 if noisy else 1, linewidth=0.8 if noisy else 1.6, markersize=3,
-                      marker="o" if markers or len(x) < 12 else None, label=None if noisy else label)
+                      marker="o" if markers or (len(x) < 12 and not exact) else None, label=None if noisy else label)
             if noisy:
                 axes.plot(x, smooth(y), color=colour, linewidth=1.6, label=label)
-        for place, label in at:
+        for i, (place, label) in enumerate(at):   # labels one below the other: they may stand close together
             axes.axvline(place, color="#64748b", linewidth=0.9, linestyle=(0, (3, 2)), zorder=0)
-            axes.annotate(label, (place, 1), xycoords=("data", "axes fraction"), xytext=(2, -7), textcoords="offset points",
-                          color="#64748b", fontsize=7)
+            axes.annotate(label, (place, 1), xycoords=("data", "axes fraction"), xytext=(2, 1 - 8 * i), textcoords="offset points",
+                          color="#475569", fontsize=7)
         axes.set_xlabel(xlabel)
         axes.set_ylabel(ylabel or "")
         axes.margins(x=0.02)
