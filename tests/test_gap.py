@@ -171,6 +171,8 @@ def test_two_seeds_give_two_cones():
     centers = [np.mean(v, axis=0) for v in (a, b, c)]
     between = [np.linalg.norm(centers[i] - centers[j]) for i, j in ((0, 1), (0, 2), (1, 2))]
     assert found["distance"] == pytest.approx(np.mean(between))
+    assert found["across"] == pytest.approx(np.mean([a[i] @ b[j] for i in range(200) for j in range(200)] + [
+        v for one, two in ((a, c), (b, c)) for v in (one @ two.T).ravel()]))
     assert found["variance"] == pytest.approx(np.var(centers, axis=0).sum() / np.var(np.concatenate([a, b, c]), axis=0).sum())
     same = cone.seeds([a, a])
     assert same["distance"] == 0 and same["variance"] == 0 and same["separated"] == 0.5
