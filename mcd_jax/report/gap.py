@@ -22,7 +22,7 @@ def section(result):
     moves = (f"Both clouds move along the gap vector, the difference of their means, here {whose}; then every embedding is made "
              "unit again. Left of 0 the means have passed each other. Dashed: no move, and the move chosen on validation data.")
     losses = (f"The contrastive loss of {result['batches']} batches of 50 pairs after the same moves, each set along its own gap "
-              "vector. Towards either end all images and all texts fall into two opposite points, and the loss nears a guess's, "
+              "vector. Far beyond either end all images and all texts fall into two opposite points, where the loss is a guess's, "
               "ln 50 = 3.91. τ is the temperature.")
     parts = [note(lead),
              el("h3", "Figures after moving both clouds along the gap"), note(moves), grid(_curves(result)), _moved(result),
