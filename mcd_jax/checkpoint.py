@@ -165,6 +165,17 @@ class Checkpoints:
         raise FileNotFoundError(f"no checkpoint of {f'step {step}' if step is not None else 'any step'} "
                                 f"in {self.directory}: there is {there}")
 
+    def leaves(self, step):
+        """{path: (shape, dtype name)} of the arrays of a step's checkpoint, with paths such as "params/image/block_0/ln1/scale".
+
+        Raises:
+          OSError: the checkpoint can't be read.
+        """
+        try:
+            return {path: (tuple(shape), dtype) for path, (shape, dtype) in self._manifest(step)["leaves"].items()}
+        except (ValueError, KeyError) as error:
+            raise OSError(f"the checkpoint of step {step} in {self.directory} can't be used: {_reason(error)}") from error
+
     def _read(self, step, abstract, part):
         path = self.directory / str(step)
         manifest = self._manifest(step)

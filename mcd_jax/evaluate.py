@@ -5,8 +5,9 @@
 
 `config.evals` has two levels, a module of `evals/` (or a dotted path) and an instance; beside the module's own keys each instance
 has `every` (a duration; without one it runs at the end only), `read` (whose parameters: "params", "memory/<path>", or "init" for
-the untrained network) and `batch_size`. Views that are left out: the central part of the image at the model's size, and the first
-caption with the training's tokenizer. Figures are named <module>/<instance>/<figure>; the latest of each is in `evals.json`.
+the untrained network) and `batch_size`. Views that are left out: the training's image view if it is without randomness, else the
+central part of the image at the model's size; and the first caption with the training's tokenizer. Figures are named
+<module>/<instance>/<figure>; the latest of each is in `evals.json`.
 """
 import argparse
 import ast
@@ -83,7 +84,9 @@ def default_views(config):
     data, model = getattr(config, "data", {}), getattr(config, "model", {})
     if not data.get("views") or "inputs" not in model:
         return {}
-    views = {"image": f"decode|center({model['inputs']['image_size']})"}
+    given = str(data["views"].get("image", ""))   # an image view without randomness is what this model looks through
+    plain = [part.strip().partition("(")[0] for part in given.split("|")] in (["decode", "center"], ["decode", "resize"])
+    views = {"image": given if plain else f"decode|center({model['inputs']['image_size']})"}
     for _, spec in sorted(data["views"].items(), key=lambda item: item[0] != "text"):   # the view called text, or the first
         last = ast.parse(spec.strip(), mode="eval").body
         last = ast.unparse(last.right if isinstance(last, ast.BinOp) else last)

@@ -300,6 +300,14 @@ def nested(leaves):
     return tree
 
 
+def stacked(tower):
+    """A tower's unrolled parameters as those of a tower with scan=True: `transformer.stacked` for numpy arrays."""
+    names = sorted((k for k in tower if k.startswith("block_")), key=lambda k: int(k[len("block_"):]))
+    parts = [flat(tower[name]) for name in names]
+    blocks = nested({path: np.stack([part[path] for part in parts]) for path in parts[0]})
+    return {**{k: v for k, v in tower.items() if k not in names}, "blocks": blocks}
+
+
 _STACK = re.compile(r"(.*/|)blocks/(.*)")
 
 

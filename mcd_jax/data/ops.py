@@ -13,6 +13,7 @@ import math
 
 import cv2
 import numpy as np
+from PIL import Image
 
 from mcd_jax.data import image
 from mcd_jax.data.look import Look, Op
@@ -80,14 +81,28 @@ def crop(size, min_scale, max_scale=1.0, ratio=(3 / 4, 4 / 3)):
     return _cutter(size, box, draws=2 * _ATTEMPTS + 2)
 
 
-def resize(size):
-    """The whole image at `size` (a side, or (height, width)); the aspect ratio changes if it must."""
+def resize(size, method="area"):
+    """The whole image at `size` (a side, or (height, width)); the aspect ratio changes if it must.
+
+    method: "area" averages the axes that shrink (see `_resize`); "bicubic" is Pillow's, as SigLIP's evaluation by open_clip, bit for
+    bit, and reads JPEGs at their full size.
+    """
+    if _bicubic(method):
+        return _pillow(size, lambda h, w, height, width: (height, width))
     return _cutter(size, lambda h, w, _: (0, 0, w, h))
 
 
-def center(size):
-    """The central part at `size`, as large as it can be without changing the aspect ratio (CLIP's evaluation)."""
+def center(size, method="area"):
+    """The central part at `size`, as large as it can be without changing the aspect ratio (CLIP's evaluation).
+
+    method: as in `resize`; "bicubic" is torchvision's Resize of the shorter side and CenterCrop, as CLIP's evaluation by open_clip,
+    bit for bit. It takes squares only.
+    """
     height, width = _pair(size)
+    if _bicubic(method):
+        if height != width:
+            raise ValueError(f"center({size}, 'bicubic') makes squares: give one side")
+        return _pillow(size, lambda h, w, side, _: (side, int(side * w / h)) if h <= w else (int(side * h / w), side))
 
     def box(h, w, _):
         shrink = min(h / height, w / width)
@@ -106,6 +121,32 @@ def flip(p=0.5):
             look.flip = not look.flip
         return look
     return Op(run, "image", "image", draws=1)
+
+
+def _bicubic(method):
+    if method not in ("area", "bicubic"):
+        raise ValueError(f"method {method!r} is not one of 'area', 'bicubic'")
+    return method == "bicubic"
+
+
+def _pillow(size, scaled):
+    """Resizes the whole image to scaled(h, w, height, width) by Pillow's bicubic, and cuts the middle out of that."""
+    height, width = _pair(size)
+
+    def run(look, _):
+        h, w = look.pixels.shape[:2]
+        tall, wide = scaled(h, w, height, width)
+        pixels = look.pixels
+        if (tall, wide) != (h, w):
+            pixels = np.asarray(Image.fromarray(pixels).resize((wide, tall), Image.Resampling.BICUBIC))
+        top, left = round((tall - height) / 2), round((wide - width) / 2)
+        x, y, box_w, box_h = look.box   # of the stored image, which a flip does not turn
+        first = wide - left - width if look.flip else left
+        look.box = (x + box_w * first / wide, y + box_h * top / tall, box_w * width / wide, box_h * height / tall)
+        look.pixels = pixels[top:top + height, left:left + width]
+        look.size = (height, width)
+        return look
+    return Op(run, "image", "image", enough=lambda h, w, draws: 1.0)
 
 
 def _cutter(size, box, draws=0):

@@ -12,7 +12,7 @@ from mcd_jax.data.image import Bad
 LIMIT = 4096  # characters of a text that are looked at; CLIP's longest word that is one token has 24
 _SHORT = 256  # characters up to which a text's row is remembered: of long ones the keys alone could take a gigabyte
 _LETTER = 8      # most tokens that are shown as one letter
-_EMOJI = pathlib.Path(__file__).parent / "emoji" / "tokenizer.json"
+EMOJI = pathlib.Path(__file__).parent / "emoji" / "tokenizer.json"
 _END = ("<|endoftext|>", "<eot>", "[EOT]", "</s>", "<eos>", "[EOS]", "[SEP]")
 _START = ("<|startoftext|>", "<sot>", "[SOT]", "<s>", "<bos>", "[BOS]", "[CLS]")
 _PUNCTUATION = str.maketrans("", "", string.punctuation)
@@ -206,7 +206,7 @@ def _make(name, clean, pad):
         ids = lambda text: model.encode(fix(text))
         result = Tokenizer(ids, model.decode, 49408, model.end_of_text(), model.start_of_text(), pad)
     else:
-        path = _EMOJI if name == "emoji" else pathlib.Path(name)
+        path = EMOJI if name == "emoji" else pathlib.Path(name)
         if not path.is_file():
             raise ValueError(f"no tokenizer {name!r}: use 'clip', 'emoji' or the path of a tokenizer.json or sentencepiece *.model")
         result = (_sentencepiece if path.suffix in (".model", ".spm") else _json)(path, CLEAN[clean or "plain"], pad)

@@ -21,6 +21,8 @@ def make(options, *, image_size, dtype):
     transformer.check("model.image", vit)
     transformer.choose("model.image", "pool", vit.pool, ("class", "mean", "map"))
     transformer.choose("model.image", "position", vit.position, ("learned", "sincos2d"))
+    if vit.spare_token and vit.pool == "class":
+        raise ValueError("config.model.image: spare_token=True is a class token that isn't read; with pool='class' it is")
     if image_size % vit.patch_size:
         raise ValueError(f"config.model.image: images of {image_size} px can't be cut into patches of "
                          f"patch_size={vit.patch_size} px")
@@ -33,7 +35,7 @@ class ViT(nn.Module):
     """Normalised pixels (B, S, S, 3) -> dict of "patches", "block_i" and "tokens" (B, K, W), and "pooled" (B, W).
 
     "patches" are embedded patches with their position, "tokens" come after the last norm; the class token isn't among them, but
-    leads each "block_i". keep_ids int32 (B, K) keeps those patches only (row-major positions in the grid); path_noise float32
+    leads each "block_i". With norm_pooled both "tokens" and "pooled" have been through that norm, each by itself. keep_ids int32 (B, K) keeps those patches only (row-major positions in the grid); path_noise float32
     (B, depth), uniform in [0, 1), turns drop path on.
     """
     width: int = 192
@@ -43,6 +45,8 @@ class ViT(nn.Module):
     patch_size: int = 8
     image_size: int = 64
     pool: str = "class"          # class | mean | map
+    spare_token: bool = False    # a class token that pooling doesn't read. CLIPA (arXiv 2305.07017): True, with pool="mean"
+    norm_pooled: bool = False    # the last norm comes after pooling. CLIPA: True
     position: str = "learned"    # learned | sincos2d
     patch_bias: bool = True      # CLIP: False
     ln_pre: bool = False         # CLIP: True
@@ -74,7 +78,7 @@ class ViT(nn.Module):
         count = self.num_patches(pixels.shape)
         grid = self.image_size // self.patch_size
         patches = cut(pixels, self.patch_size)
-        prefix = int(self.pool == "class")
+        prefix = int(self.pool == "class" or self.spare_token)
         if self.position == "learned":
             position = self.param("position", nn.initializers.normal(self.width ** -0.5), (prefix + count, self.width))
         else:
@@ -97,14 +101,17 @@ class ViT(nn.Module):
             x, depth=self.depth, num_heads=self.num_heads, mlp_dim=self.mlp_dim, act=self.act, eps=self.eps, dtype=self.dtype,
             scan=self.scan, remat=self.remat, gain=transformer.path_gain(path_noise, self.drop_path, self.depth),
             init=self.is_initializing())
-        x = nn.LayerNorm(epsilon=self.eps, dtype=self.dtype, name="ln_post")(x)
-        out.update(blocks, tokens=x[:, prefix:])
+        norm = nn.LayerNorm(epsilon=self.eps, dtype=self.dtype, name="ln_post")
+        if not self.norm_pooled:
+            x = norm(x)
         if self.pool == "class":
-            out["pooled"] = x[:, 0]
+            pooled = x[:, 0]
         elif self.pool == "mean":
-            out["pooled"] = x.mean(1)
+            pooled = x[:, prefix:].mean(1)
         else:
-            out["pooled"] = AttentionPool(self.num_heads, self.mlp_dim, self.act, self.eps, self.dtype, name="pool")(x)
+            pooled = AttentionPool(self.num_heads, self.mlp_dim, self.act, self.eps, self.dtype, name="pool")(x[:, prefix:])
+        out.update(blocks, tokens=norm(x[:, prefix:]) if self.norm_pooled else x[:, prefix:],
+                   pooled=norm(pooled) if self.norm_pooled else pooled)
         return out
 
 
