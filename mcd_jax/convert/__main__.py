@@ -68,7 +68,8 @@ def format_of(name, what):
     """
     known = formats(what)
     if "." not in name and name not in known:
-        raise ValueError(f"no format {name!r} to {'export to' if what == 'EXPORTS' else 'import from'}: there are {', '.join(known)}")
+        way = "export to" if what == "EXPORTS" else "import from"
+        raise ValueError(f"no format {name!r} to {way}: there are {', '.join(known)}")
     return load.load("convert", name)
 
 
@@ -114,12 +115,13 @@ def main(args=None):
     try:
         if args.command == "export":
             notes = export(args.workdir, args.to, args.out, args.read, args.step, args.dtype, args.licence)
-            print("\n".join([*(f"note: {note}" for note in notes), f"{args.out} holds {args.workdir} for {args.to}; load it with", "",
-                             load.load("convert", args.to).usage(args.out)]))
+            print("\n".join([*(f"note: {note}" for note in notes), f"{args.out} holds {args.workdir} for {args.to}; load it with",
+                             "", load.load("convert", args.to).usage(args.out)]))
         elif args.command == "import":
             notes = import_(args.source, args.checkpoint, args.out, args.model, args.tokenizer, args.image_size, args.scan)
-            print("\n".join([*(f"note: {note}" for note in notes), f"{args.out} holds {args.checkpoint}. To start from it, a config has "
-                             f'config.model = config_lib.read("{args.out}/config.json").model and config.init_from = "{args.out}"']))
+            print("\n".join([*(f"note: {note}" for note in notes),
+                             f"{args.out} holds {args.checkpoint}; to start from it a config has", "", f'config.model = config_lib.read("{args.out}/config.json").model',
+                             f'config.init_from = "{args.out}"']))
         elif args.command == "check":
             from mcd_jax.convert import peers
             found = peers.check(args.workdir, load.load("convert", args.peer), args.checkpoint, args.model, args.read, args.step,

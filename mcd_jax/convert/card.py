@@ -39,8 +39,8 @@ def text(run, module, name, folder, dtype, licence, notes):
     at = run.figures.get("step")
     if table:
         other = "" if at == run.step else f", while these weights are of step {run.step:,}"
-        lines += ["## Evaluation", "", f"By mcd_jax on the run at step {at:,}{other}, each with the parameters its own config names.",
-                  "", "```", table, "```", ""]
+        lines += ["## Evaluation", "", f"By mcd_jax, of the run at step {at:,}{other}, with the parameters its config names.", "",
+                  "```", table, "```", ""]
     else:
         lines += ["## Evaluation", "", "None: the run has no evals.json.", ""]
     if run.left_out:

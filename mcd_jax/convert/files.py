@@ -13,8 +13,8 @@ def load(path):
     """name -> numpy array of a checkpoint file; nothing in it is executed.
 
     Args:
-      path: *.safetensors, *.npz (without pickled arrays), or *.pt, *.pth, *.bin, which need torch and hold a dict of tensors, or one
-        under "state_dict" or "model"; names that all begin with "module." lose that.
+      path: *.safetensors, *.npz (without pickled arrays), or *.pt, *.pth, *.bin, which need torch and hold a dict of tensors, or
+        one under "state_dict" or "model"; names that all begin with "module." lose that.
 
     Raises:
       FileNotFoundError: no such file.
@@ -91,7 +91,7 @@ def _pickle(path):
     try:
         import torch
     except ModuleNotFoundError as error:
-        raise ValueError(f"{path}: reading a pickle safely needs torch (pip install torch), or convert it to safetensors") from error
+        raise ValueError(f"{path}: to read a pickle safely takes torch; or convert it to safetensors") from error
     try:
         stored = torch.load(path, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError, KeyError) as error:

@@ -1,7 +1,7 @@
 """Our tokenizers as the files that Hugging Face's AutoTokenizer reads: the same ids, padded and cut in the same way.
 
-Cleaning is not part of them: who reads the files must clean texts as the training did. One difference stays: a caption that spells out
-a special token ("<eot>") gets that token from AutoTokenizer, while ours leaves it out.
+Cleaning is not part of them: who reads the files must clean texts as the training did. One difference stays: a caption that spells
+out a special token ("<eot>") gets that token from AutoTokenizer, while ours leaves it out.
 """
 import json
 import pathlib

@@ -37,7 +37,7 @@ def names():
     return result
 
 
-# ---- import ------------------------------------------------------------------------------------------------------------------------
+# ---- import ----------------------------------------------------------------------------------------------------------------------
 
 def load(checkpoint, name="", tokenizer=""):
     """An open_clip model as `runs.Imported`.
@@ -86,11 +86,11 @@ def _timm(model):
 def _config(path, folder, name):
     if name:
         known = _package_configs()
-        if known is None or not (known / f"{name}.json").is_file():
-            raise ValueError(f"--model={name}: " + (f"open_clip has no model of this name ({len(names())} that have a tower here are "
-                                                    "listed by `formats`)" if known else
-                                                    "its config comes with the open_clip package, which isn't installed; or give a "
-                                                    "folder with open_clip_config.json"))
+        if known is None:
+            raise ValueError(f"--model={name}: its config comes with the open_clip package, which isn't installed; install it, or "
+                             f"give a folder with {CONFIG}")
+        if not (known / f"{name}.json").is_file():
+            raise ValueError(f"--model={name}: open_clip has no model of this name; `formats` lists those that have towers here")
         preprocess = dict(mean=(0.5,) * 3, std=(0.5,) * 3, resize_mode="squash") if "SigLIP" in name else {}
         return json.loads((known / f"{name}.json").read_text()), preprocess
     if not (folder / CONFIG).is_file():
@@ -125,7 +125,7 @@ def _tokens(text_cfg, folder, tokenizer):
     return runs.Tokens(context, str(found[0].resolve()), clean, found[1])
 
 
-# ---- export ------------------------------------------------------------------------------------------------------------------------
+# ---- export ----------------------------------------------------------------------------------------------------------------------
 
 def save(run, folder, dtype="float32"):
     """Writes a run's folder; see the package's docstring. Returns notes.
@@ -139,7 +139,8 @@ def save(run, folder, dtype="float32"):
     config["text_cfg"] |= _their_tokenizer(run.tokens, folder, notes)
     if run.view.method != "bicubic":
         notes.append("the run's evaluations shrink images by averaging areas, open_clip's by bicubic interpolation: pixels, and so "
-                     f"figures, differ a little. The view decode|{run.view.op}({run.inputs['image_size']}, 'bicubic') is open_clip's")
+                     "figures, differ a little. The view "
+                     f"decode|{run.view.op}({run.inputs['image_size']}, 'bicubic') is open_clip's")
     mean, std = (np.broadcast_to(np.float64(run.model.get(key, 0.5)), 3).tolist() for key in ("mean", "std"))
     files.save_json(folder / CONFIG, {"model_cfg": config, "preprocess_cfg": {
         "mean": mean, "std": std, "interpolation": "bicubic",
@@ -168,9 +169,9 @@ def _their_tokenizer(tokens, folder, notes):
     cleaning = _CLEAN.get(tokens.cleaning)
     if cleaning is None:
         cleaning = "whitespace"
-        notes.append("captions were tokenized as they are (clean='plain'); open_clip repairs every text with ftfy and resolves HTML "
-                     "entities first, so those with such signs (as curly quotes) get other tokens. Train with clean='whitespace' "
-                     "to have the same")
+        notes.append("captions were tokenized as they are (clean='plain'); open_clip repairs every text with ftfy and resolves "
+                     "HTML entities first, so those with such signs (as curly quotes) get other tokens. Train with "
+                     "clean='whitespace' to have the same")
     if tokens.name == "clip":
         if tokens.pad:
             raise ValueError(f"config.data.views: tokenize(..., 'clip', pad={tokens.pad}), but open_clip pads CLIP's texts with 0")

@@ -47,7 +47,7 @@ _MODEL = dict(quick_gelu=False, custom_text=False, init_logit_scale=None, init_l
 _POOLS = {"argmax": "eot", "eos": "eot", "last": "last", "first": "first"}
 
 
-# ---- theirs to ours ----------------------------------------------------------------------------------------------------------------
+# ---- theirs to ours --------------------------------------------------------------------------------------------------------------
 
 def to_ours(config, mean=MEAN, std=STD):
     """(`config.model`, inputs) of a model config of theirs.
@@ -136,7 +136,7 @@ def _known(given, defaults, where):
 
 def _act(cfg, quick):
     kwargs = cfg["act_kwargs"] or {}
-    if quick and kwargs or set(kwargs) - {"approximate"} or kwargs.get("approximate", "none") not in ("none", "tanh"):
+    if (quick and kwargs) or set(kwargs) - {"approximate"} or kwargs.get("approximate", "none") not in ("none", "tanh"):
         raise ValueError(f"act_kwargs={kwargs} with quick_gelu={quick} is no activation of ours")
     return "quick_gelu" if quick else "gelu_tanh" if kwargs.get("approximate") == "tanh" else "gelu"
 
@@ -153,7 +153,7 @@ def _choose(what, value, known):
         raise ValueError(f"{what}={value!r} has no tower here: there are {', '.join(map(repr, known))}")
 
 
-# ---- ours to theirs ----------------------------------------------------------------------------------------------------------------
+# ---- ours to theirs --------------------------------------------------------------------------------------------------------------
 
 def to_theirs(model, inputs):
     """Their model config of a `config.model` and its inputs.
@@ -168,8 +168,8 @@ def to_theirs(model, inputs):
     text_cfg = _their_text(text, inputs, wrong)
     quick = text["act"] == "quick_gelu"
     if image["name"] == "vit" and not timm and quick != (image["act"] == "quick_gelu"):
-        wrong.append(f"config.model.image.act={image['act']!r} beside config.model.text.act={text['act']!r}: open_clip's quick_gelu "
-                     "is one switch for both towers")
+        wrong.append(f"config.model.image.act={image['act']!r} beside config.model.text.act={text['act']!r}: open_clip's "
+                     "quick_gelu is one switch for both towers")
     if wrong:
         raise ValueError("open_clip has no class for this model:\n  " + "\n  ".join(wrong))
     result = dict(embed_dim=model["embed_dim"], vision_cfg=vision_cfg, text_cfg=text_cfg)
@@ -244,7 +244,7 @@ def _their_text(text, inputs, wrong):
     if text["pool"] not in ("eot", "last", "first"):
         wrong.append(f"config.model.text.pool={text['pool']!r}: open_clip's text tower has 'eot', 'last' and 'first'")
     # the last token that is seen is the end of text, where padding isn't
-    pool = text["pool"] if text["pool"] == "first" or text["pool"] == "last" and not text["pad_mask"] else "eot"
+    pool = text["pool"] if text["pool"] == "first" or (text["pool"] == "last" and not text["pad_mask"]) else "eot"
     cfg = dict(context_length=inputs["context"], vocab_size=inputs["vocab_size"], width=text["width"], heads=text["num_heads"],
                layers=text["depth"], mlp_ratio=_ratio(text), **_act_norm(text, "text", wrong))
     cfg |= {"eot": {} if clip else dict(pool_type="eos", eos_id=inputs["eot"])}.get(pool, dict(pool_type=pool))

@@ -1,4 +1,4 @@
-"""OpenAI's CLIP: state dicts with its own names, QuickGELU and fixed preprocessing (openai/CLIP d05afc4, clip/model.py, clip/clip.py).
+"""OpenAI's CLIP: state dicts with its own names, QuickGELU, fixed preprocessing (openai/CLIP d05afc4, clip/model.py, clip/clip.py).
 
 The architecture follows from the arrays' shapes, as in its `build_model`. The files that OpenAI publishes are TorchScript programs,
 which are not opened here: `torch.save(clip.load("ViT-B/32", jit=False)[0].state_dict(), "vit_b32.pt")` makes a plain state dict.
@@ -54,8 +54,8 @@ def config_of(arrays, where):
         vision = dict(width=width, layers=count("visual.transformer.resblocks.", 3), patch_size=patch, image_size=size)
     else:
         size = 32 * round((shape("visual.attnpool.positional_embedding", 2)[0] - 1) ** 0.5)
-        vision = dict(width=shape("visual.layer1.0.conv1.weight", 4)[0], layers=[count(f"visual.layer{i}.", 2) for i in (1, 2, 3, 4)],
-                      patch_size=None, image_size=size)
+        vision = dict(width=shape("visual.layer1.0.conv1.weight", 4)[0], patch_size=None, image_size=size,
+                      layers=[count(f"visual.layer{i}.", 2) for i in (1, 2, 3, 4)])
     context, width = shape("positional_embedding", 2)
     text = dict(context_length=context, vocab_size=shape("token_embedding.weight", 2)[0], width=width, heads=width // 64,
                 layers=count("transformer.resblocks.", 2))
@@ -82,11 +82,11 @@ def save(run, folder, dtype="float32"):
     if (run.view.op, run.view.method) != ("center", "bicubic"):
         notes.append(f"the run's evaluations see images by {run.view.op} and {run.view.method}; OpenAI's by center and bicubic")
     if run.inputs["context"] != 77:
-        notes.append(f"texts have {run.inputs['context']} tokens: call clip.tokenize(texts, {run.inputs['context']}, truncate=True)")
+        notes.append(f"texts have {run.inputs['context']} tokens: clip.tokenize(texts, {run.inputs['context']}, truncate=True)")
     files.save(folder / WEIGHTS, arrays)
     try:
-        import torch
         from safetensors.torch import load_file
+        import torch
     except ModuleNotFoundError:
         notes.append(f"torch is not installed, so there is no {PICKLE} for clip.load: torch.save(safetensors.torch.load_file("
                      f"{WEIGHTS!r}), {PICKLE!r}) makes it")
@@ -108,7 +108,8 @@ def _different(theirs, read_back):
         wrong += [f"{part}.{key}={theirs[part][key]}, its program would take {value} (heads are width / 64 = {heads})"
                   for key, value in options.items() if key in theirs[part] and theirs[part][key] != value]
         known = {**options, "act_kwargs": 0, "patch_size": 0}
-        wrong += [f"{part}.{key}={value!r}, which its program doesn't have" for key, value in theirs[part].items() if key not in known]
+        wrong += [f"{part}.{key}={value!r}, which its program doesn't have" for key, value in theirs[part].items()
+                  if key not in known]
     return wrong
 
 

@@ -11,9 +11,11 @@ import jax
 from ml_collections import ConfigDict
 import numpy as np
 
-from mcd_jax import checkpoint, config as config_lib, evaluate, workdir as workdir_lib
+from mcd_jax import checkpoint, evaluate
+from mcd_jax import config as config_lib
 from mcd_jax import embed as embed_lib
 from mcd_jax import job as job_lib
+from mcd_jax import workdir as workdir_lib
 from mcd_jax.convert import tables
 from mcd_jax.data import text as text_ops
 from mcd_jax.models import towers as towers_lib
@@ -46,7 +48,7 @@ class View(NamedTuple):
 
 
 class Run(NamedTuple):
-    """What is exported. config: the resolved config.json, a ConfigDict; params: numpy tree of TOWERS; left_out: [(path, reason)]."""
+    """What is exported. config: the resolved config.json, a ConfigDict; params: numpy tree of TOWERS; left_out: (path, reason)."""
     workdir: str
     config: ConfigDict
     model: dict
@@ -61,7 +63,7 @@ class Run(NamedTuple):
 
 
 class Imported(NamedTuple):
-    """What an import makes a run of. params: numpy tree of TOWERS; inputs: vocab_size, context, eot, image_size, pad if it isn't 0."""
+    """What an import makes a run of. params: numpy tree of TOWERS; inputs: vocab_size, context, eot, image_size, pad unless 0."""
     model: dict
     inputs: dict
     params: dict
@@ -71,7 +73,7 @@ class Imported(NamedTuple):
     origin: str
 
 
-# ---- a run of ours -----------------------------------------------------------------------------------------------------------------
+# ---- a run of ours ---------------------------------------------------------------------------------------------------------------
 
 def open_run(workdir, read="params", step=None):
     """The `Run` at a checkpoint of a workdir.
@@ -118,7 +120,7 @@ def tokens_of(config):
     """The `Tokens` of a config's text view."""
     pipe = evaluate.default_views(config).get("text", "")
     call = _last_call(pipe)
-    if call is None or call.func.id != "tokenize":
+    if call is None or ast.unparse(call.func) != "tokenize":
         raise ValueError("config.data.views has no text view that ends in tokenize(...): which tokenizer does the text tower read?")
     bound = _arguments(call, text_ops.tokenize)
     name = bound.get("name", "clip")
@@ -138,7 +140,9 @@ def view_of(config):
 
 def _view(pipe):
     call = _last_call(pipe)
-    if call is None or not pipe.strip().startswith("decode") or pipe.count("|") != 1 or call.func.id not in ("center", "resize"):
+    if call is None or not pipe.strip().startswith("decode") or pipe.count("|") != 1:
+        return None
+    if ast.unparse(call.func) not in ("center", "resize"):
         return None
     arguments = [ast.literal_eval(x) for x in call.args] + [ast.literal_eval(k.value) for k in call.keywords]
     return View(call.func.id, next((x for x in arguments if isinstance(x, str)), "area"))
@@ -158,7 +162,7 @@ def _arguments(call, function):
     return inspect.signature(function).bind(*values, **named).arguments
 
 
-# ---- an imported model as a run ----------------------------------------------------------------------------------------------------
+# ---- an imported model as a run --------------------------------------------------------------------------------------------------
 
 def abstract(model, inputs):
     """Our parameter tree of shapes for a `config.model` and its inputs."""
@@ -184,7 +188,7 @@ def resized(imported, image_size):
 
 
 def interpolated(position, count):
-    """Position embeddings (prefix + g * g, W) of a square grid as (count, W) of another; a class token before them stays as it is."""
+    """Position embeddings (prefix + g * g, W) of a square grid as (count, W) of another; that of a class token stays as it is."""
     prefix = 0 if round(len(position) ** 0.5) ** 2 == len(position) else 1
     old, new = round((len(position) - prefix) ** 0.5), round((count - prefix) ** 0.5)
     if old * old + prefix != len(position) or new * new + prefix != count:
@@ -197,8 +201,8 @@ def interpolated(position, count):
 def write_workdir(imported, workdir):
     """Writes config.json and a checkpoint of step 0 with which `config.init_from`, `evaluate` and `export` work.
 
-    Its data are the embedded set's, so that it can be evaluated as it is; `--evals` gives others. Nothing would be trained: the
-    optimizer is frozen, so the checkpoint holds little beside the parameters.
+    Its data are the embedded set's, so that it can be evaluated as it is; `--evals` gives others. Its optimizer is one without
+    moments, so the checkpoint holds little beside the parameters.
 
     Raises:
       ValueError: the workdir has a checkpoint, or the tokenizer isn't the model's.
@@ -236,7 +240,7 @@ def config_of(imported):
     config.data.views = dict(image=imported.view.pipe(imported.inputs["image_size"]),
                              text=f"caption('first')|{imported.tokens.pipe()}")
     config.data.workers = 1
-    config.optimizer.schedule = ((".*", None),)
+    config.optimizer.optimizers = ((".*", dict(name="sgd")),)   # keeps no moments
     return config
 
 

@@ -1,9 +1,9 @@
 """Tables between our parameters and a foreign checkpoint's arrays, read in both directions.
 
-A table is a list of rows: paths of ours, names of theirs, and a `Transform` between the arrays. `{i}` in a row stands for the number
-of a block, and the row is repeated for each block that our parameters have. A name of theirs without `{i}` beside a path of ours with
-it holds all blocks stacked on a leading axis. Every array on both sides must be covered by a row, or named by one that says why it
-is left out; whatever else is missing, left over or of another shape is refused, all of it in one sentence.
+A table is a list of rows: paths of ours, names of theirs, and a `Transform` between the arrays. `{i}` in a row stands for the
+number of a block, and the row is repeated for each block that our parameters have. A name of theirs without `{i}` beside a path of
+ours with it holds all blocks stacked on a leading axis. Every array on both sides must be covered by a row, or named by one that
+says why it is left out; whatever else is missing, left over or of another shape is refused, all of it in one error.
 
 Our parameters are always named as those of an unrolled tower (`image/block_3/...`); stacked ones (`image/blocks/...`, a tower with
 scan=True) are cut apart first and put together again.
@@ -58,7 +58,7 @@ def filled(ours, value, why):
     return Row(_tuple(ours), (), same, why, value, "filled")
 
 
-# ---- transforms --------------------------------------------------------------------------------------------------------------------
+# ---- transforms ------------------------------------------------------------------------------------------------------------------
 
 def _pure(name, ours, theirs):
     """A transform of one array into one."""
@@ -121,7 +121,7 @@ def heads_in(heads):
                  lambda x: x.reshape(heads, x.shape[0] // heads, x.shape[1]))
 
 
-# ---- reading and writing -----------------------------------------------------------------------------------------------------------
+# ---- reading and writing ---------------------------------------------------------------------------------------------------------
 
 def read(rows, theirs, abstract, where="the checkpoint"):
     """Our parameters out of a foreign checkpoint.
@@ -279,7 +279,7 @@ def _tuple(names):
     return (names,) if isinstance(names, str) else tuple(names)
 
 
-# ---- trees -------------------------------------------------------------------------------------------------------------------------
+# ---- trees -----------------------------------------------------------------------------------------------------------------------
 
 def flat(tree, prefix=""):
     """{"image/block_0/ln1/scale": leaf} of nested dicts."""

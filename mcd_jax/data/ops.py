@@ -84,8 +84,8 @@ def crop(size, min_scale, max_scale=1.0, ratio=(3 / 4, 4 / 3)):
 def resize(size, method="area"):
     """The whole image at `size` (a side, or (height, width)); the aspect ratio changes if it must.
 
-    method: "area" averages the axes that shrink (see `_resize`); "bicubic" is Pillow's, as SigLIP's evaluation by open_clip, bit for
-    bit, and reads JPEGs at their full size.
+    method: "area" averages the axes that shrink (see `_resize`); "bicubic" is Pillow's, as SigLIP's evaluation by open_clip, bit
+    for bit, and reads JPEGs at their full size.
     """
     if _bicubic(method):
         return _pillow(size, lambda h, w, height, width: (height, width))

@@ -35,8 +35,9 @@ class ViT(nn.Module):
     """Normalised pixels (B, S, S, 3) -> dict of "patches", "block_i" and "tokens" (B, K, W), and "pooled" (B, W).
 
     "patches" are embedded patches with their position, "tokens" come after the last norm; the class token isn't among them, but
-    leads each "block_i". With norm_pooled both "tokens" and "pooled" have been through that norm, each by itself. keep_ids int32 (B, K) keeps those patches only (row-major positions in the grid); path_noise float32
-    (B, depth), uniform in [0, 1), turns drop path on.
+    leads each "block_i". With norm_pooled both "tokens" and "pooled" have been through that norm, each by itself. keep_ids int32
+    (B, K) keeps those patches only (row-major positions in the grid); path_noise float32 (B, depth), uniform in [0, 1), turns
+    drop path on.
     """
     width: int = 192
     depth: int = 6
