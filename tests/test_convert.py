@@ -1,53 +1,17 @@
-"""Tables read in both directions, what they refuse, and the commands, without PyTorch; `tests/peers` has the peers' own models."""
+"""Tables read in both directions, and what they refuse, without PyTorch; `tests/peers` has the peers' own models."""
 import json
 
+from foreign import INPUTS, MODELS, SIZE, TEXT, VIT, drawn, equal, table
 import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 import numpy as np
 import pytest
 
-from mcd_jax import checkpoint, evaluate
 from mcd_jax import config as config_lib
-from mcd_jax.convert import __main__ as cli
 from mcd_jax.convert import clip_rows, files, hf_tokenizer, open_clip, open_clip_config, openai, runs, tables
 from mcd_jax.data import tokenizers
 from mcd_jax.models import towers, transformer
-
-SIZE = 16
-VIT = dict(name="vit", width=16, depth=2, mlp_dim=32, num_heads=2, patch_size=8, pool="class", patch_bias=False, ln_pre=True)
-TEXT = dict(name="text", width=16, depth=2, mlp_dim=32, num_heads=2)
-SIGLIP_TEXT = dict(TEXT, causal=False, pad_mask=False, pool="last", proj="biased", eps=1e-6)
-RESNET = dict(name="resnet", stem="clip", stem_width=8, widths=(32, 64, 128, 256), depths=(1, 2, 1, 1), block="bottleneck",
-              norm="frozen", pool="attention", proj="biased", num_heads=4, act="relu", mask_patch=32)
-INPUTS = dict(vocab_size=8192, context=7, eot=1, image_size=SIZE)
-MODELS = {
-    "vit": (dict(image=VIT, text=TEXT, embed_dim=8), INPUTS),
-    "clipa": (dict(image=dict(VIT, pool="mean", spare_token=True, norm_pooled=True, ln_pre=False),
-                   text=dict(SIGLIP_TEXT, proj="linear"), embed_dim=8), INPUTS),
-    "siglip": (dict(image=dict(VIT, pool="map", patch_bias=True, ln_pre=False, eps=1e-6, proj="none", act="gelu_tanh"),
-                    text=dict(SIGLIP_TEXT, act="gelu_tanh"), embed_dim=16, logit_bias=-10.0), INPUTS),
-    "resnet": (dict(image=RESNET, text=TEXT, embed_dim=8), {**INPUTS, "image_size": 32}),
-}
-
-
-def drawn(model, inputs, seed=0):
-    rng = np.random.default_rng(seed)
-    return jax.tree.map(lambda x: rng.standard_normal(x.shape).astype(np.float32), runs.abstract(model, inputs))
-
-
-def table(name):
-    model, inputs = MODELS[name]
-    timm = name == "siglip"
-    return clip_rows.rows(model, "text." if timm else "", timm), drawn(model, inputs), model, inputs
-
-
-def equal(a, b):
-    a, b = tables.flat(a), tables.flat(b)
-    assert a.keys() == b.keys()
-    for key in a:
-        assert a[key].dtype == b[key].dtype and np.array_equal(a[key], b[key]), key
-
 
 # ---- tables ----------------------------------------------------------------------------------------------------------------------
 
@@ -73,8 +37,8 @@ def test_stacked_blocks_are_the_same_arrays(name):
     equal(tables.write(rows, back), theirs)
 
 
-# names of state dicts as the peers write them: mlfoundations/open_clip 89fb801, src/open_clip/transformer.py (VisionTransformer,
-# TextTransformer, ResidualAttentionBlock), modified_resnet.py, timm_model.py; pytorch-image-models, timm/models/vision_transformer.py
+# names of state dicts as the peers write them: mlfoundations/open_clip 89fb801, src/open_clip/transformer.py, modified_resnet.py,
+# timm_model.py; huggingface/pytorch-image-models, timm/models/vision_transformer.py, timm/layers/attention_pool.py
 THEIRS = {
     "vit": {"visual.conv1.weight": (16, 3, 8, 8), "visual.class_embedding": (16,), "visual.positional_embedding": (5, 16),
             "visual.ln_pre.weight": (16,), "visual.transformer.resblocks.1.attn.in_proj_weight": (48, 16),
@@ -222,7 +186,8 @@ CONFIGS = {
              vision_cfg=dict(image_size=256, timm_model_name="vit_base_patch32_siglip_256", timm_model_pretrained=False,
                              timm_pool="map", timm_proj="none"),
              text_cfg=dict(context_length=64, vocab_size=256000, width=768, heads=12, layers=12, no_causal_mask=True,
-                           proj_bias=True, pool_type="last", norm_kwargs=dict(eps=1e-6), act_kwargs=dict(approximate="tanh"))), None),
+                           proj_bias=True, pool_type="last", norm_kwargs=dict(eps=1e-6),
+                           act_kwargs=dict(approximate="tanh"))), None),
     "RN101": (dict(embed_dim=512, vision_cfg=dict(image_size=224, layers=[3, 4, 23, 3], width=64, patch_size=None),
                    text_cfg=dict(context_length=77, vocab_size=49408, width=512, heads=8, layers=12)), None),
 }
@@ -309,115 +274,33 @@ def test_tokenizer_files(tmp_path):
     assert (config["pad_token"], config["eos_token"], config["model_max_length"]) == ("<pad>", "<eot>", 12)
     assert hf_tokenizer.read(tmp_path) == (tmp_path / "tokenizer.json", 0)
     assert hf_tokenizer.read(tmp_path / "none") is None
+    hf_tokenizer.write(runs.Tokens(12, "emoji", "whitespace", end=False), tmp_path)
+    assert json.loads((tmp_path / "tokenizer_config.json").read_text())["sep_token"] == "<eot>"
     with pytest.raises(ValueError, match="pad is id 5"):
         hf_tokenizer.write(runs.Tokens(12, "emoji", "", 5), tmp_path)
     with pytest.raises(ValueError, match=r"no tokenizer\.json"):
         hf_tokenizer.write(runs.Tokens(12, "clip"), tmp_path)
 
 
-# ---- commands --------------------------------------------------------------------------------------------------------------------
-
-@pytest.fixture(scope="module")
-def workdir(tmp_path_factory):
-    model, inputs = MODELS["vit"]
-    out = tmp_path_factory.mktemp("convert") / "run"
-    model = dict(model, mean=(0.4, 0.5, 0.6), std=0.25)
-    imported = runs.Imported(model, inputs, drawn(model, inputs), runs.Tokens(7, "emoji", "whitespace"),
-                             runs.View("resize", "bicubic"), [], "here")
-    runs.write_workdir(imported, out)
-    evaluate.write(out, {"retrieval/test/text_to_image/R@1": 0.25}, 0)
-    return out
-
-
-def run_of(path):
-    return runs.open_run(path)
-
-
-def test_a_run_goes_out_and_comes_back(workdir, tmp_path, capsys):
-    run, out = run_of(workdir), tmp_path / "exported"
-    cli.main(["export", f"--workdir={workdir}", "--to=open_clip", f"--out={out}", "--licence=apache-2.0"])
-    assert 'open_clip.create_model_and_transforms("local-dir:' in capsys.readouterr().out
-    assert {p.name for p in out.iterdir()} == {"README.md", "open_clip_config.json", "open_clip_model.safetensors",
-                                               "tokenizer.json", "tokenizer_config.json"}
-    config = json.loads((out / "open_clip_config.json").read_text())
-    assert config["preprocess_cfg"] == {"mean": [0.4, 0.5, 0.6], "std": [0.25] * 3, "interpolation": "bicubic",
-                                        "resize_mode": "squash"}
-    assert config["model_cfg"]["text_cfg"]["eos_id"] == 1 and config["model_cfg"]["text_cfg"]["pool_type"] == "eos"
-    card = (out / "README.md").read_text()
-    assert card.startswith("---\nlicense: apache-2.0\n") and "25.0%" in card and "OpenMoji" in card and "0 of" in card
-    back = tmp_path / "back"
-    cli.main(["import", "--from=open_clip", f"--checkpoint={out}", f"--out={back}", "--scan"])
-    again = run_of(back)
-    assert again.model["image"]["scan"] and again.inputs == run.inputs and again.tokens.cleaning == "whitespace"
-    for kind in ("image", "text"):
-        equal(again.params[kind], tables.stacked(run.params[kind]))
-    third = tmp_path / "third"
-    cli.main(["export", f"--workdir={back}", "--to=open_clip", f"--out={third}"])
-    equal(files.load(third / open_clip.WEIGHTS), files.load(out / open_clip.WEIGHTS))
-    with pytest.raises(SystemExit, match="holds checkpoints already"):
-        cli.main(["import", "--from=open_clip", f"--checkpoint={out}", f"--out={back}"])
-    with pytest.raises(SystemExit, match="is not empty"):
-        cli.main(["export", f"--workdir={workdir}", "--to=open_clip", f"--out={out}"])
+def test_start_and_end_as_a_file_has_them(tmp_path):
+    """A vocabulary with a start token that its post-processor doesn't put (Gemma's), and rows without their end (CLIPA's)."""
+    hf_tokenizer.write(runs.Tokens(6, "emoji"), tmp_path)
+    stored = json.loads((tmp_path / "tokenizer.json").read_text())
+    stored["added_tokens"].append({**stored["added_tokens"][1], "id": 8192, "content": "<bos>"})
+    path = tmp_path / "gemma.json"
+    path.write_text(json.dumps(stored))
+    plain = tokenizers.make("emoji").encode(["dog", "dog face with a long name"], 6)
+    assert np.array_equal(tokenizers.make(str(path)).encode(["dog", "dog face with a long name"], 6), plain)
+    assert tokenizers.make(str(path)).vocab_size == 8193 and tokenizers.make(str(path)).sot is None
+    path = tmp_path / "started.json"
+    path.write_text(json.dumps({**stored, "post_processor": None}))
+    assert tokenizers.make(str(path)).encode(["dog"], 6)[0, 0] == 8192
+    open_end = tokenizers.make("emoji", end=False)
+    assert np.array_equal(open_end.encode(["dog", "dog face with a long name"], 6), np.where(plain == 1, 0, plain))
+    assert open_end.eot == 1
 
 
-def test_an_imported_workdir_starts_a_run_and_is_evaluated(workdir):
-    run = run_of(workdir)
-    abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), runs.abstract(run.model, run.inputs))
-    here = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-    abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=here), abstract)
-    params = checkpoint.restore_from(workdir, abstract, "params")   # as config.init_from does
-    equal(jax.tree.map(np.asarray, params), run.params)
-    assert evaluate.default_views(run.config)["image"] == "decode|resize(16, 'bicubic')"
-    job, state = evaluate.open_run(workdir)
-    job.pipeline.close()
-    equal(jax.tree.map(np.asarray, state.params), run.params)
-    assert sum(x.size for x in jax.tree.leaves(state.opt)) < 100   # nothing beside the parameters is stored
-
-
-def test_another_image_size(workdir, tmp_path):
-    out, back = tmp_path / "exported", tmp_path / "back"
-    cli.main(["export", f"--workdir={workdir}", "--to=open_clip", f"--out={out}", "--dtype=bfloat16"])
-    cli.main(["import", "--from=open_clip", f"--checkpoint={out}", f"--out={back}", "--image_size=24"])
-    run = run_of(back)
-    assert run.inputs["image_size"] == 24 and run.params["image"]["position"].shape == (10, 16)
-    assert run.view == runs.View("resize", "bicubic")
-
-
-def test_wrong_commands_are_refused(workdir, tmp_path, capsys):
-    out = tmp_path / "exported"
-    cli.main(["export", f"--workdir={workdir}", "--to=open_clip", f"--out={out}"])
-    weights = out / open_clip.WEIGHTS
-    whole = weights.read_bytes()
-    config = json.loads((out / open_clip.CONFIG).read_text())
-
-    def refused(match, *more):
-        with pytest.raises(SystemExit, match=match):
-            cli.main(["import", "--from=open_clip", f"--checkpoint={out}", f"--out={tmp_path / 'bad'}", *more])
-        assert not (tmp_path / "bad").exists()
-
-    weights.write_bytes(whole[:-1000])
-    refused("no whole safetensors file")
-    weights.write_bytes(whole)
-    wider = json.loads(json.dumps(config))
-    wider["model_cfg"]["vision_cfg"]["layers"] = 3
-    (out / open_clip.CONFIG).write_text(json.dumps(wider))
-    refused(r"(?s)12 mismatches.*missing: visual.transformer.resblocks.2.ln_1.weight \(for image/block_2/ln1/scale\)")
-    (out / open_clip.CONFIG).unlink()
-    refused("--model=NAME")
-    refused("--model=ViT-B-33", "--model=ViT-B-33")
-    for argument, match in (("--to=pickle", "no format 'pickle' to export to: there are .*open_clip, openai"),
-                            ("--to=openai", "OpenAI's CLIP has no class for this model")):
-        with pytest.raises(SystemExit, match=match):
-            cli.main(["export", f"--workdir={workdir}", argument, f"--out={tmp_path / 'bad'}"])
-    for more, match in ((["--read=memory/teacher"], "memory"), (["--step=7"], "no checkpoint of step 7: there are 0")):
-        with pytest.raises(SystemExit, match=match):
-            cli.main(["export", f"--workdir={workdir}", "--to=open_clip", f"--out={tmp_path / 'bad'}", *more])
-    assert not (tmp_path / "bad").exists() and not (tmp_path / ".bad.part").exists()
-    capsys.readouterr()
-    cli.main(["formats"])
-    printed = capsys.readouterr().out
-    assert "open_clip: import and export" in printed and "openai: import and export" in printed and "ViT-L/14@336px" in printed
-
+# ---- models ----------------------------------------------------------------------------------------------------------------------
 
 def test_a_patch_bias_moves_into_the_positions():
     model = dict(MODELS["vit"][0], image=dict(VIT, patch_bias=True))

@@ -120,7 +120,8 @@ def main(args=None):
         elif args.command == "import":
             notes = import_(args.source, args.checkpoint, args.out, args.model, args.tokenizer, args.image_size, args.scan)
             print("\n".join([*(f"note: {note}" for note in notes),
-                             f"{args.out} holds {args.checkpoint}; to start from it a config has", "", f'config.model = config_lib.read("{args.out}/config.json").model',
+                             f"{args.out} holds {args.checkpoint}; to start from it a config has", "",
+                             f'config.model = config_lib.read("{args.out}/config.json").model',
                              f'config.init_from = "{args.out}"']))
         elif args.command == "check":
             from mcd_jax.convert import peers

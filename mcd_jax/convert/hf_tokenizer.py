@@ -30,10 +30,11 @@ def write(tokens, folder):
       ValueError: a tokenizer without a tokenizer.json, or one whose padding is an ordinary token.
     """
     path, folder = path_of(tokens), pathlib.Path(folder)
-    ours = tokenizers.make(tokens.name, tokens.clean, tokens.pad)
+    ours = tokens.make()
     stored = json.loads(path.read_text())
     special = {token["id"]: token["content"] for token in stored["added_tokens"] if token["special"]}
-    names = {"eos_token": ours.eot, "pad_token": ours.pad, **({} if ours.sot is None else {"bos_token": ours.sot})}
+    names = {"eos_token": ours.eot, "pad_token": ours.pad, **({} if ours.sot is None else {"bos_token": ours.sot}),
+             **({} if tokens.end else {"sep_token": ours.eot})}   # the end, which who reads them has to take out
     wrong = [f"{name[:-len('_token')]} is id {number}" for name, number in names.items() if number not in special]
     if wrong:
         raise ValueError(f"tokenizer {tokens.name!r}: {', '.join(wrong)}, which is no special token in {path}, so texts that hold "

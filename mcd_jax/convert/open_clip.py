@@ -11,7 +11,6 @@ import numpy as np
 
 from mcd_jax.convert import clip_rows, files, hf_tokenizer, open_clip_config, runs, tables
 from mcd_jax.convert.open_clip_config import MEAN, STD
-from mcd_jax.data import tokenizers
 
 EXPORTS = IMPORTS = True
 CONFIG, WEIGHTS = "open_clip_config.json", "open_clip_model.safetensors"
@@ -58,7 +57,7 @@ def load(checkpoint, name="", tokenizer=""):
                                 "model.safetensors")) if path.is_dir() else path
     tokens = _tokens(config["text_cfg"], folder if path.is_dir() else None, tokenizer)
     inputs["pad"] = tokens.pad
-    inputs.setdefault("eot", tokenizers.make(tokens.name, tokens.clean, tokens.pad).eot)
+    inputs.setdefault("eot", tokens.make().eot)
     view = runs.View("resize" if preprocess.get("resize_mode", "shortest") == "squash" else "center",
                      "bicubic" if preprocess.get("interpolation", "bicubic") == "bicubic" else "area")
     arrays = {k: x for k, x in files.load(weights).items() if k not in _BUFFERS}
@@ -108,7 +107,8 @@ def _package_configs():
 def _tokens(text_cfg, folder, tokenizer):
     kwargs = dict(text_cfg.get("tokenizer_kwargs") or {})
     hf = text_cfg.get("hf_tokenizer_name", "")
-    if set(kwargs) - {"clean"} or text_cfg.get("tokenizer_mode"):
+    end = not kwargs.get("strip_sep_token", False)
+    if set(kwargs) - {"clean", "strip_sep_token"} or text_cfg.get("tokenizer_mode"):
         raise ValueError(f"text_cfg.tokenizer_kwargs={kwargs}, tokenizer_mode={text_cfg.get('tokenizer_mode')!r}: our tokenizers "
                          "have no such option, so captions would be read differently")
     clean = {theirs: ours for ours, theirs in _CLEAN.items()}[kwargs.get("clean", "whitespace" if hf else "lower")]
@@ -118,11 +118,11 @@ def _tokens(text_cfg, folder, tokenizer):
     found = hf_tokenizer.read(folder) if folder else None
     if tokenizer:
         pad = found[1] if found else 1 if clean == "canonical" else 0   # SigLIP's vocabularies pad with their end of text
-        return runs.Tokens(context, str(tokenizer), clean, pad)
+        return runs.Tokens(context, str(tokenizer), clean, pad, end)
     if found is None:
         raise ValueError(f"this model reads texts with the tokenizer {hf!r}, which isn't beside the weights: give its "
                          "tokenizer.json or sentencepiece model as --tokenizer=FILE")
-    return runs.Tokens(context, str(found[0].resolve()), clean, found[1])
+    return runs.Tokens(context, str(found[0].resolve()), clean, found[1], end)
 
 
 # ---- export ----------------------------------------------------------------------------------------------------------------------
@@ -173,11 +173,14 @@ def _their_tokenizer(tokens, folder, notes):
                      "HTML entities first, so those with such signs (as curly quotes) get other tokens. Train with "
                      "clean='whitespace' to have the same")
     if tokens.name == "clip":
-        if tokens.pad:
-            raise ValueError(f"config.data.views: tokenize(..., 'clip', pad={tokens.pad}), but open_clip pads CLIP's texts with 0")
+        if tokens.pad or not tokens.end:
+            raise ValueError(f"config.data.views: {tokens.pipe()}, but open_clip pads CLIP's texts with 0 and ends them")
         return {} if cleaning == "lower" else dict(tokenizer_kwargs=dict(clean=cleaning))
+    if not tokens.end and tokens.pad:
+        raise ValueError(f"config.data.views: {tokens.pipe()} puts {tokens.pad} where the text ends; open_clip would put 0 there")
     hf_tokenizer.write(tokens, folder)
-    return dict(hf_tokenizer_name="this folder", tokenizer_kwargs=dict(clean=cleaning))
+    return dict(hf_tokenizer_name="this folder",
+                tokenizer_kwargs=dict(clean=cleaning, **({} if tokens.end else dict(strip_sep_token=True))))
 
 
 def usage(folder):

@@ -75,7 +75,7 @@ def save(run, folder, dtype="float32"):
     for key, want in (("mean", open_clip_config.MEAN), ("std", open_clip_config.STD)):
         if not np.allclose(run.model.get(key, 0.5), want, rtol=0, atol=1e-6):
             wrong.append(f"config.model.{key}={run.model.get(key, 0.5)}: OpenAI's preprocessing has {want}")
-    if run.tokens.name != "clip" or run.tokens.cleaning != "lower" or run.tokens.pad:
+    if run.tokens.name != "clip" or run.tokens.cleaning != "lower" or run.tokens.pad or not run.tokens.end:
         wrong.append(f"the tokenizer {run.tokens.pipe()}: OpenAI's program has CLIP's alone")
     if wrong:
         raise ValueError("OpenAI's CLIP has no class for this model:\n  " + "\n  ".join(wrong))

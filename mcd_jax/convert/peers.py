@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from mcd_jax.convert import runs
-from mcd_jax.data import pipeline, sources, tokenizers
+from mcd_jax.data import pipeline, sources
 from mcd_jax.models import towers as towers_lib
 
 
@@ -64,7 +64,7 @@ def of_run(run):
     params = jax.tree.map(jnp.asarray, run.params)
     image, text = jax.jit(lambda p, x: towers.image(p, x)["raw"]), jax.jit(lambda p, x: towers.text(p, x)["raw"])
     views = pipeline.Views({"image": run.view.pipe(run.inputs["image_size"])})
-    tokenizer = tokenizers.make(run.tokens.name, run.tokens.clean, run.tokens.pad)
+    tokenizer = run.tokens.make()
     mean, std = (np.broadcast_to(np.float32(run.model.get(key, 0.5)), 3) for key in ("mean", "std"))
 
     def pixels(images):

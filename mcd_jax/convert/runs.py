@@ -18,6 +18,7 @@ from mcd_jax import job as job_lib
 from mcd_jax import workdir as workdir_lib
 from mcd_jax.convert import tables
 from mcd_jax.data import text as text_ops
+from mcd_jax.data import tokenizers
 from mcd_jax.models import towers as towers_lib
 
 TOWERS = ("image", "text", "logit_scale", "logit_bias")
@@ -29,13 +30,18 @@ class Tokens(NamedTuple):
     name: str = "clip"
     clean: str = ""
     pad: int = 0
+    end: bool = True
 
     @property
     def cleaning(self):
         return self.clean or ("lower" if self.name == "clip" else "plain")
 
     def pipe(self):
-        return f"tokenize({self.context}, {self.name!r}, {self.clean!r}, {self.pad})"
+        return f"tokenize({self.context}, {self.name!r}, {self.clean!r}, {self.pad}{'' if self.end else ', False'})"
+
+    def make(self):
+        """The `data.tokenizers.Tokenizer`."""
+        return tokenizers.make(self.name, self.clean, self.pad, self.end)
 
 
 class View(NamedTuple):

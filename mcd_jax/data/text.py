@@ -55,12 +55,12 @@ def _captions(example, column):
     return texts
 
 
-def tokenize(context, name="clip", clean="", pad=0):
+def tokenize(context, name="clip", clean="", pad=0, end=True):
     """Token ids, int32 (context,), after `captions(n)` (n, context): see `tokenizers.make` for the other arguments.
 
     First in a pipe it reads `caption("random")`.
     """
-    tokenizer = tokenizers.make(name, clean, pad)
+    tokenizer = tokenizers.make(name, clean, pad, end)
     tokenizer.encode([], context)  # refuses a context that is too short
 
     def run(text, _):

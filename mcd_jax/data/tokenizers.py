@@ -90,7 +90,7 @@ CLEAN = {"plain": plain, "whitespace": whitespace, "lower": clean, "canonical": 
 
 
 class Tokenizer:
-    """Token rows [start?] ids... end, then padding. Rows are cut so that `end` is always there.
+    """Token rows [start?] ids... end, then padding. Rows are cut so that `end` is always there, or the padding that stands for it.
 
     Attributes:
       vocab_size: int, ids are below it.
@@ -99,14 +99,15 @@ class Tokenizer:
       pad: int id of the padding, 0 unless asked for.
     """
 
-    def __init__(self, ids, text, vocab_size, eot, sot=None, pad=0):
-        """ids: fn(str) -> list of int, without start and end. text: fn(list of int) -> str, its inverse."""
+    def __init__(self, ids, text, vocab_size, eot, sot=None, pad=0, end=True):
+        """ids: fn(str) -> list of int, without start and end. text: fn(list of int) -> str, its inverse. end: see `make`."""
         self._ids = ids
         self._text = text
         self.vocab_size = vocab_size
         self.eot = eot
         self.sot = sot
         self.pad = pad
+        self._last = eot if end else pad
         self._remembered = functools.lru_cache(maxsize=65536)(self._row)
 
     def row(self, text, context):
@@ -117,7 +118,7 @@ class Tokenizer:
         head = [] if self.sot is None else [self.sot]
         ids = self._ids(text)[:context - 1 - len(head)]
         row = np.full(context, self.pad, np.int32)
-        row[:len(head) + len(ids) + 1] = [*head, *ids, self.eot]
+        row[:len(head) + len(ids) + 1] = [*head, *ids, self._last]
         row.flags.writeable = False
         return row
 
@@ -166,7 +167,7 @@ class Tokenizer:
         return found
 
 
-def make(name, clean="", pad=0):
+def make(name, clean="", pad=0, end=True):
     """The tokenizer `name`.
 
     Args:
@@ -177,6 +178,7 @@ def make(name, clean="", pad=0):
         Default: "lower" for "clip", else "plain".
       pad: the id that fills a row. The towers take it from here. SigLIP's C4 vocabulary needs clean="canonical", pad=1 (its end
         of text, as in `big_vision`) and a tower with pad_mask=False, pool="last".
+      end: False puts the padding where the end of text would stand, as CLIPA's texts have it.
 
     An id that stands for start, end or padding never comes from within a text, so unknown words of a vocabulary that has
     `<unk>` at the id of the padding are left out, and "</s>" in a caption does not end it. The exception is "clip", which reads
@@ -189,27 +191,27 @@ def make(name, clean="", pad=0):
       ValueError: no such file, unknown cleaning, or a vocabulary without end-of-text, or whose start or end is the padding.
     """
     if hasattr(name, "keys"):
-        unknown = set(name) - {"name", "clean", "pad"}
+        unknown = set(name) - {"name", "clean", "pad", "end"}
         if unknown or "name" not in name:
-            raise ValueError(f"tokenizer {dict(name)!r}: it has name and optionally clean, pad")
+            raise ValueError(f"tokenizer {dict(name)!r}: it has name and optionally clean, pad, end")
         return make(**name)
     if clean and clean not in CLEAN:
         raise ValueError(f"no cleaning {clean!r}: use one of {', '.join(CLEAN)}")
-    return _make(name, clean, pad)
+    return _make(name, clean, pad, end)
 
 
 @functools.cache
-def _make(name, clean, pad):
+def _make(name, clean, pad, end):
     if name == "clip":
         import instant_clip_tokenizer
         model, fix = instant_clip_tokenizer.Tokenizer(), CLEAN[clean or "lower"]
         ids = lambda text: model.encode(fix(text))
-        result = Tokenizer(ids, model.decode, 49408, model.end_of_text(), model.start_of_text(), pad)
+        result = Tokenizer(ids, model.decode, 49408, model.end_of_text(), model.start_of_text(), pad, end)
     else:
         path = EMOJI if name == "emoji" else pathlib.Path(name)
         if not path.is_file():
             raise ValueError(f"no tokenizer {name!r}: use 'clip', 'emoji' or the path of a tokenizer.json or sentencepiece *.model")
-        result = (_sentencepiece if path.suffix in (".model", ".spm") else _json)(path, CLEAN[clean or "plain"], pad)
+        result = (_sentencepiece if path.suffix in (".model", ".spm") else _json)(path, CLEAN[clean or "plain"], pad, end)
     if isinstance(pad, bool) or not isinstance(pad, int) or not 0 <= pad < result.vocab_size:
         raise ValueError(f"tokenizer {name!r}: pad={pad!r} is no id of its {result.vocab_size} tokens")
     if pad == result.sot or pad == result.eot == 0:
@@ -218,7 +220,7 @@ def _make(name, clean, pad):
     return result
 
 
-def _json(path, fix, pad):
+def _json(path, fix, pad, end):
     import tokenizers
     try:
         model = tokenizers.Tokenizer.from_file(str(path))
@@ -229,12 +231,14 @@ def _json(path, fix, pad):
     eot, sot = (next((i for i in map(model.token_to_id, names) if i is not None), None) for names in (_END, _START))
     if eot is None:
         raise ValueError(f"{path} has no end-of-text token: its vocabulary needs one of {', '.join(_END)}")
+    added = model.encode("").ids   # by its own post-processor, where it has one: that leaves the start token of some out (Gemma's)
+    sot = sot if sot in added or not added else None
     special = {eot, sot, pad}
     ids = lambda text: [i for i in model.encode(fix(text), add_special_tokens=False).ids if i not in special]
-    return Tokenizer(ids, lambda ids: model.decode(ids, skip_special_tokens=False), model.get_vocab_size(), eot, sot, pad)
+    return Tokenizer(ids, lambda ids: model.decode(ids, skip_special_tokens=False), model.get_vocab_size(), eot, sot, pad, end)
 
 
-def _sentencepiece(path, fix, pad):
+def _sentencepiece(path, fix, pad, end):
     try:
         import sentencepiece
     except ModuleNotFoundError as error:
@@ -249,4 +253,4 @@ def _sentencepiece(path, fix, pad):
     special = {eot, pad}
     ids = lambda text: [i for i in model.encode(fix(text)) if i not in special]
     text = lambda ids: "".join(map(model.id_to_piece, ids)).replace("\u2581", " ")
-    return Tokenizer(ids, text, model.get_piece_size(), eot, None, pad)
+    return Tokenizer(ids, text, model.get_piece_size(), eot, None, pad, end)

@@ -65,7 +65,7 @@ SMALL = {
     "ViT-H-14": shrink("ViT-H-14", dict(width=160, layers=2, image_size=56), _SMALL, embed_dim=64),
     "ViT-bigG-14": shrink("ViT-bigG-14", dict(width=208, layers=2, image_size=56), _SMALL, embed_dim=64),
     "ViT-L-14-CLIPA": shrink("ViT-L-14-CLIPA", dict(width=128, layers=2, image_size=56),
-                             dict(_SMALL, **_EMOJI, tokenizer_kwargs={}), embed_dim=64),
+                             dict(_SMALL, **_EMOJI), embed_dim=64),
     "ViT-H-14-worldwide": shrink("ViT-H-14-worldwide", dict(width=160, layers=2, image_size=56), dict(_SMALL, **_EMOJI, eos_id=1),
                                  embed_dim=64),
     "RN50": shrink("RN50", dict(width=16, layers=[1, 2, 1, 1], image_size=64, head_width=64), _SMALL, embed_dim=64),
@@ -99,7 +99,8 @@ def save(model, config, folder):
     files.save_json(folder / open_clip.CONFIG, {"model_cfg": config, "preprocess_cfg": {}})
     save_file({k: x.contiguous() for k, x in model.state_dict().items()}, folder / open_clip.WEIGHTS)
     if "hf_tokenizer_name" in config["text_cfg"]:
-        hf_tokenizer.write(runs.Tokens(12, "emoji", "whitespace"), folder)
+        end = not config["text_cfg"].get("tokenizer_kwargs", {}).get("strip_sep_token", False)
+        hf_tokenizer.write(runs.Tokens(12, "emoji", "whitespace", end=end), folder)
     return folder
 
 
@@ -154,7 +155,7 @@ def test_small_models_both_ways(name, tmp_path):
     jax.tree.map(np.testing.assert_array_equal, back.params, imported.params)
 
 
-@pytest.mark.parametrize("name", ["ViT-B-32", "RN50", "ViT-B-16-SigLIP"])
+@pytest.mark.parametrize("name", ["ViT-B-32", "RN50", "ViT-B-16-SigLIP", "ViT-L-14-CLIPA"])
 def test_the_commands_both_ways(name, tmp_path):
     config = SMALL[name]
     theirs = build(config)
