@@ -1,5 +1,6 @@
 """Operations: SLIP's recipes in distribution, colours against PIL, the misalignment target, refusals."""
 import math
+import re
 
 import cv2
 import numpy as np
@@ -128,6 +129,30 @@ def test_center_and_resize():
     assert view("decode|center((20,50))", pixels)["view/params"][0][:4].tolist() == [0, 0.25, 1, 0.5]
     assert np.abs(view("decode|resize((40,50))", pixels)["view"][0]
                   - pixels.reshape(40, 2, 50, 2, 3).mean((1, 3))).max() <= 1
+
+
+@pytest.mark.parametrize("shape", [(80, 100), (100, 80), (30, 51), (64, 64), (40, 40)])
+def test_bicubic_is_torchvisions(shape):
+    """torchvision.transforms.Resize(side) and CenterCrop(side) of a PIL image, written out; `tests/peers` compares with itself."""
+    pixels, side = picture(*shape), 40
+    high, wide = (side, int(side * shape[1] / shape[0])) if shape[0] <= shape[1] else (int(side * shape[0] / shape[1]), side)
+    scaled = Image.fromarray(pixels).resize((wide, high), Image.Resampling.BICUBIC) if shape != (40, 40) else Image.fromarray(pixels)
+    top, left = round((high - side) / 2), round((wide - side) / 2)
+    batch = view(f"decode|center({side}, 'bicubic')", pixels)
+    np.testing.assert_array_equal(batch["view"][0], np.asarray(scaled)[top:top + side, left:left + side])
+    box = [left / wide, top / high, side / wide, side / high]
+    np.testing.assert_allclose(batch["view/params"][0][:4], box, atol=1e-6)
+    whole = Image.fromarray(pixels).resize((30, 20), Image.Resampling.BICUBIC)
+    np.testing.assert_array_equal(view("decode|resize((20,30), 'bicubic')", pixels)["view"][0], np.asarray(whole))
+    mirrored = params(f"decode|flip(1)|center({side}, 'bicubic')", pixels)
+    np.testing.assert_allclose(mirrored["left"], 1 - box[0] - box[2], atol=1e-6)
+
+
+@pytest.mark.parametrize("spec, message", [("center((20,30), 'bicubic')", "makes squares: give one side"),
+                                           ("resize(20, 'cubic')", "'cubic' is not one of 'area', 'bicubic'")])
+def test_bicubic_refusals(spec, message):
+    with pytest.raises(ValueError, match=re.escape(message)):
+        Views({"view": f"decode|{spec}"})
 
 
 def jittered(pixels, **strength):

@@ -38,7 +38,7 @@ def export(workdir, to, out, read="params", step=None, dtype="float32", licence=
         part.rename(out)
     finally:
         shutil.rmtree(part, ignore_errors=True)
-    return [*notes, *(f"left out: {path}, {why}" for path, why in run.left_out)]
+    return [*notes, *(f"left out: {path}, {why}" for path, why in tables.grouped(run.left_out))]
 
 
 def import_(source, checkpoint, out, model="", tokenizer="", image_size=0, scan=False):
@@ -54,7 +54,7 @@ def import_(source, checkpoint, out, model="", tokenizer="", image_size=0, scan=
     if scan:
         imported = runs.scanned(imported)
     runs.write_workdir(imported, out)
-    notes = [f"left out: {name}, {why}" for name, why in dict(imported.left_out).items()]
+    notes = [f"left out: {name}, {why}" for name, why in tables.grouped(imported.left_out)]
     if image_size and image_size != native:
         notes.append(f"position embeddings were interpolated from {native} to {image_size} px")
     return notes

@@ -15,6 +15,9 @@ from mcd_jax.convert.open_clip_config import MEAN, STD
 EXPORTS = IMPORTS = True
 CONFIG, WEIGHTS = "open_clip_config.json", "open_clip_model.safetensors"
 _CLEAN = {"lower": "lower", "whitespace": "whitespace", "canonical": "canonicalize"}   # ours: theirs
+_PREPROCESS = {   # of the weights that open_clip lists for such names (pretrained.py); a folder states its own
+    "SigLIP": dict(mean=(0.5,) * 3, std=(0.5,) * 3, resize_mode="squash"),
+    "CLIPA": dict(mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225), interpolation="bilinear", resize_mode="squash")}
 _BUFFERS = ("attn_mask", "text.attn_mask")   # older releases stored the causal mask
 
 
@@ -58,10 +61,10 @@ def load(checkpoint, name="", tokenizer=""):
     tokens = _tokens(config["text_cfg"], folder if path.is_dir() else None, tokenizer)
     inputs["pad"] = tokens.pad
     inputs.setdefault("eot", tokens.make().eot)
-    view = runs.View("resize" if preprocess.get("resize_mode", "shortest") == "squash" else "center",
-                     "bicubic" if preprocess.get("interpolation", "bicubic") == "bicubic" else "area")
+    view, notes = _view(preprocess)
     arrays = {k: x for k, x in files.load(weights).items() if k not in _BUFFERS}
-    return imported(model, {k: v for k, v in inputs.items() if v or k != "pad"}, arrays, tokens, view, str(weights))
+    result = imported(model, {k: v for k, v in inputs.items() if v or k != "pad"}, arrays, tokens, view, str(weights))
+    return result._replace(left_out=[*result.left_out, *notes])
 
 
 def imported(model, inputs, arrays, tokens, view, where):
@@ -73,9 +76,20 @@ def imported(model, inputs, arrays, tokens, view, where):
     prefix = "text." if "text.token_embedding.weight" in arrays else ""
     rows = clip_rows.rows(model, prefix, _timm(model))
     params = tables.read(rows, arrays, runs.abstract(model, inputs), where)
-    kept = tables.flat(params)
-    left_out = [(name, why) for name, why in tables.left_out(rows) if kept]
+    left_out = [(name, why) for name, why in tables.left_out(rows) if model["image"]["name"] == "resnet"]
     return runs.Imported(model, inputs, params, tokens, view, left_out, where)
+
+
+def _view(preprocess):
+    """(`runs.View`, notes) of their preprocess_cfg."""
+    modes = {"shortest": "center", "squash": "resize"}
+    mode, interpolation = preprocess.get("resize_mode", "shortest"), preprocess.get("interpolation", "bicubic")
+    if mode not in modes:
+        raise ValueError(f"preprocess_cfg.resize_mode={mode!r} has no view here: there are {', '.join(modes)}")
+    if interpolation == "bicubic":
+        return runs.View(modes[mode]), []
+    return runs.View(modes[mode], "area"), [("preprocess_cfg.interpolation", f"{interpolation!r}: images are shrunk by averaging "
+                                             "areas here, so pixels differ a little")]
 
 
 def _timm(model):
@@ -90,8 +104,7 @@ def _config(path, folder, name):
                              f"give a folder with {CONFIG}")
         if not (known / f"{name}.json").is_file():
             raise ValueError(f"--model={name}: open_clip has no model of this name; `formats` lists those that have towers here")
-        preprocess = dict(mean=(0.5,) * 3, std=(0.5,) * 3, resize_mode="squash") if "SigLIP" in name else {}
-        return json.loads((known / f"{name}.json").read_text()), preprocess
+        return json.loads((known / f"{name}.json").read_text()), next((p for part, p in _PREPROCESS.items() if part in name), {})
     if not (folder / CONFIG).is_file():
         raise ValueError(f"{path}: there is no {CONFIG} beside the weights; say which model it is with --model=NAME")
     stored = json.loads((folder / CONFIG).read_text())

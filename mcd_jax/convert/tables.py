@@ -206,6 +206,15 @@ def left_out(rows):
             for name in (line.theirs if line.kind == "constant" else line.ours)]
 
 
+def grouped(left_out):
+    """[(name, reason)] with the names of one reason in one line: ("a, b and 14 more", reason)."""
+    reasons = {}
+    for name, why in left_out:
+        reasons.setdefault(why, []).append(name)
+    return [(", ".join(names[:2]) + (f" and {len(names) - 2} more" if len(names) > 2 else ""), why)
+            for why, names in reasons.items()]
+
+
 def dtype_of(name):
     """numpy's dtype "float32" | "float16" | "bfloat16"."""
     if name not in FLOATS:
