@@ -2,6 +2,7 @@
 
 The architecture follows from the arrays' shapes, as in its `build_model`. The files that OpenAI publishes are TorchScript programs,
 which are not opened here: `torch.save(clip.load("ViT-B/32", jit=False)[0].state_dict(), "vit_b32.pt")` makes a plain state dict.
+Its loader rounds the weights of layers to half precision whatever they come in, so `check` shows differences of that size.
 """
 import pathlib
 
