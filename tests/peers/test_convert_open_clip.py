@@ -17,7 +17,7 @@ from timm.models.vision_transformer import VisionTransformer
 import torch
 
 from mcd_jax.convert import __main__ as cli
-from mcd_jax.convert import files, hf_tokenizer, open_clip, open_clip_config, openai, peers, runs
+from mcd_jax.convert import files, hf_tokenizer, open_clip, open_clip_config, openai, peers, runs, tables
 from mcd_jax.data import tokenizers
 
 TOLERANCE = 1e-4   # of a feature row, relative to its norm, float32
@@ -252,8 +252,7 @@ def test_wrong_checkpoints_are_refused(tmp_path):
     whole = build(config).state_dict()
     save_file({k: x for k, x in whole.items() if k != "visual.proj"} | {"text_projection": whole["text_projection"].double()},
               folder / open_clip.WEIGHTS)
-    with pytest.raises(SystemExit, match=r"(?s)2 mismatches.*missing: visual.proj.*wrong dtype: text_projection is float64|"
-                                         r"(?s)2 mismatches.*wrong dtype: text_projection is float64.*missing: visual.proj"):
+    with pytest.raises(SystemExit, match=r"(?s)2 mismatches.*missing: visual\.proj.*wrong dtype: text_projection is float64"):
         cli.main(arguments)
     data = (folder / open_clip.WEIGHTS).read_bytes()
     (folder / open_clip.WEIGHTS).write_bytes(data[:len(data) // 2])
@@ -273,25 +272,32 @@ class Foreign:
 
 
 def test_every_listed_name_builds_in_both():
-    """Names and shapes of every supported model, by open_clip on the meta device."""
+    """Names and number of parameters of every supported model, by open_clip on the meta device; of like ones the first only."""
     listed = [name for name, _ in open_clip.names()]
     assert len(listed) > 60
     assert {"ViT-B-32", "ViT-L-14-336-quickgelu", "RN50x64", "ViT-gopt-16-SigLIP2-384", "ViT-H-14-CLIPA"} <= {*listed}
+    seen = set()
     for name in listed:
         config = package.get_model_config(name)
-        config["vision_cfg"].pop("timm_model_pretrained", None)
+        like = json.dumps({**config, "quick_gelu": 0, "vision_cfg": {k: v for k, v in config["vision_cfg"].items()
+                                                                     if k not in ("image_size", "patch_size")}})
+        if like in seen:
+            continue
+        seen.add(like)
         model, sizes = open_clip_config.to_ours(config)
         sizes.setdefault("eot", 1)
         custom = config.pop("custom_text", False)
         with torch.device("meta"):
             theirs = (CustomTextCLIP if custom else CLIP)(**config)
-        zeros = jax.tree.map(lambda x: np.broadcast_to(np.int8(0), x.shape), runs.abstract(model, sizes))
-        lines = open_clip.tables._lines(open_clip.clip_rows.rows(model, "text." if custom else "", open_clip._timm(model)),
-                                        {k: x.shape for k, x in open_clip.tables.flat(zeros).items()})
-        names = {n for line in lines for n in line.theirs}
-        assert names == {*theirs.state_dict()}, name
+        for kind in ("image", "text"):
+            if model[kind]["name"] != "resnet":
+                model[kind]["scan"] = True   # traced in a moment
+        shapes = tables._unstacked(tables.flat(runs.abstract(model, sizes)), lambda x: np.broadcast_to(np.int8(0), x.shape))
+        rows = open_clip.clip_rows.rows(model, "text." if custom else "", open_clip._timm(model))
+        lines = list(tables._lines(rows, {path: x.shape for path, x in shapes.items()}))
+        assert {n for line in lines for n in line.theirs} == {*theirs.state_dict()}, name
         assert sum(x.numel() for x in theirs.parameters()) == sum(
-            x.size for path, x in open_clip.tables.flat(zeros).items() if not path.endswith(("/mean", "/var"))), name
+            x.size for path, x in shapes.items() if not path.endswith(("/mean", "/var"))), name
 
 
 def test_the_view_is_open_clips_to_the_last_bit(tmp_path):
