@@ -64,13 +64,16 @@ def objective(name, weights=None, warmup=None, **changes):
     """The `config.objective` of method `name`: all of its options with their defaults, `changes` applied.
 
     Args:
-      name: a module of `objectives/`, or a dotted path.
+      name: a module of `objectives/`, or a dotted path; or a tuple of them, to compose. Then `changes` are one dict for each method
+        that doesn't keep its defaults, by the last part of its name: `objective(("mcd", "gcl"), gcl=dict(weights=dict(gcl=0.5)))`.
       weights: term -> weight, over the method's defaults.
       warmup: term -> duration over which its weight grows linearly from zero.
 
     Raises:
-      ValueError: an option or a term that the method doesn't have.
+      ValueError: an option, a term or a method that isn't one.
     """
+    if not isinstance(name, str):
+        return _composed(tuple(name), weights or warmup, changes)
     module = load.load("objectives", name)
     options = module.Options()._asdict()
     for key in changes:
@@ -82,6 +85,39 @@ def objective(name, weights=None, warmup=None, **changes):
                              **{**options, **changes}))
     result.warmup = ConfigDict({term: str(value) for term, value in warmups.items()})
     return result
+
+
+def _composed(names, common, sections):
+    shorts = [name.rpartition(".")[2] for name in names]
+    if len(set(shorts)) < len(shorts) or len(shorts) < 2:
+        raise ValueError(f"config.objective.name={names}: composed methods are two or more, whose last parts differ")
+    if common:
+        raise ValueError(f"weights and warmups belong to one of the composed methods: write {shorts[0]}=dict(weights=...)")
+    for key in sections:
+        refuse_unknown(key, shorts, "composed method")
+    return ConfigDict(dict(name=names, **{short: objective(name, **(sections.get(short) or {}))
+                                          for name, short in zip(names, shorts, strict=True)}))
+
+
+def methods(objective):
+    """The section of `config.objective` that each method reads: {"": all of it} for one, {last part of its name: ...} for several.
+
+    Raises:
+      ValueError: a composed method without a section.
+    """
+    if isinstance(objective.name, str):
+        return {"": objective}
+    shorts = [name.rpartition(".")[2] for name in objective.name]
+    for short in shorts:
+        if not isinstance(objective.get(short), ConfigDict):
+            raise ValueError(f"config.objective.{short} is missing: make the section of every method of config.objective.name="
+                             f"{tuple(objective.name)} with config_lib.objective(...)")
+    return {short: objective[short] for short in shorts}
+
+
+def title(objective):
+    """The methods of a config as people read them: "mcd", "mcd + gcl"."""
+    return objective.name if isinstance(objective.name, str) else " + ".join(objective.name)
 
 
 def refuse_unknown(key, known, what):

@@ -10,10 +10,11 @@ import jax.numpy as jnp
 from ml_collections import ConfigDict
 
 from mcd_jax import config as config_lib
-from mcd_jax import duration, load, optim, tally
+from mcd_jax import duration, optim, tally
 from mcd_jax import mesh as mesh_lib
 from mcd_jax import step as step_lib
 from mcd_jax.data import pipeline as pipeline_lib
+from mcd_jax.objectives import compose
 
 
 class Job(NamedTuple):
@@ -65,11 +66,11 @@ def build(config, bad_examples=None, devices=None):
         raise ValueError(f"config.steps={config.steps!r} gives no step at all")
 
     # ---- objective -------------------------------------------------------------------------------------------------------------
-    objective = load.load("objectives", config.objective.name).make(config)
+    objective = compose.objective(config)
     missing = [key for key in objective.needs if key not in batch]
     if missing:
-        raise ValueError(f"objective {config.objective.name!r} needs the batch key {missing[0]!r}, which config.data.views "
-                         f"does not make: it makes {', '.join(sorted(batch))}")
+        raise ValueError(f"objective {config_lib.title(config.objective)!r} needs the batch key {missing[0]!r}, which "
+                         f"config.data.views does not make: it makes {', '.join(sorted(batch))}")
     if config.ema:
         objective = step_lib.with_average(objective, config.ema)
     weights = term_weights(config, lambda name, value: durations(name, value, total))
@@ -98,7 +99,7 @@ def model_flops(config, tx, weights, state, batch):
     config.microbatches = 1
     for tower in (config.model[name] for name in ("image", "text") if "remat" in config.model[name]):
         tower.remat = "none"
-    objective = load.load("objectives", config.objective.name).make(config)
+    objective = compose.objective(config)
     memory = {k: v for k, v in state.memory.items() if k != "ema" or not config.ema}
     return tally.count(step_lib.make_step(objective, tx, weights), state._replace(memory=memory), batch)
 
@@ -115,7 +116,7 @@ def inputs(config, pipeline):
       ValueError: a square image view or a tokenized view is needed and there is none.
     """
     sizes = {k: shape[1:] for k, (shape, dtype) in pipeline.shapes.items() if len(shape) == 4}
-    name = config.objective.get("image", "image")
+    name = next(iter(config_lib.methods(config.objective).values())).get("image", "image")
     if name not in sizes:
         raise ValueError(f"config.data.views has no image view {name!r}: it makes {', '.join(sorted(pipeline.shapes))}")
     height, width, _ = sizes[name]
@@ -126,12 +127,17 @@ def inputs(config, pipeline):
 
 
 def term_weights(config, durations):
-    """term -> weight: a number, or a function of the step where `config.objective.warmup` ramps it linearly from zero."""
+    """term -> weight: a number, or a function of the step where `config.objective.warmup` ramps it linearly from zero.
+
+    Terms of composed methods are "<method>/<term>".
+    """
     def ramp(weight, steps):
         return lambda step: weight * jnp.minimum(1.0, step.astype(jnp.float32) / steps)
 
     result = {}
-    for term, weight in config.objective.weights.items():
-        warmup = durations(f"objective.warmup.{term}", config.objective.get("warmup", {}).get(term, 0))
-        result[term] = ramp(weight, warmup) if warmup and weight else weight
+    for method, section in config_lib.methods(config.objective).items():
+        for term, weight in section.weights.items():
+            key = ".".join(filter(None, ("objective", method, "warmup", term)))
+            warmup = durations(key, section.get("warmup", {}).get(term, 0))
+            result["/".join(filter(None, (method, term)))] = ramp(weight, warmup) if warmup and weight else weight
     return result

@@ -49,7 +49,7 @@ def train(config, workdir):
     every = job.durations("checkpoint.every", config.checkpoint.every) or job.total_steps
     evals, compiled = evaluate.build(config, job.objective, job.durations, job.abstract), {}
     epochs = job.total_steps * config.batch_size / job.pipeline.examples
-    say(lead, f"training {config.objective.name} on {config.data.source.name}: {job.pipeline.examples:,} examples, "
+    say(lead, f"training {config_lib.title(config.objective)} on {config.data.source.name}: {job.pipeline.examples:,} examples, "
               f"{job.total_steps:,} steps of {config.batch_size} ({epochs:.1f} epochs, {job.total_steps * config.batch_size:,} "
               f"examples seen), {job.mesh.size} {jax.devices()[0].platform} device(s)"
               f"{f' in {jax.process_count()} processes' if jax.process_count() > 1 else ''}, workdir {workdir}")

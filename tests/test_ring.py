@@ -8,7 +8,7 @@ import pytest
 
 from mcd_jax import hlo
 from mcd_jax import mesh as mesh_lib
-from mcd_jax.losses import contrastive, distill, log_ratio, ring, ssl
+from mcd_jax.losses import contrastive, distill, log_ratio, modalities, ring, ssl
 
 B, D = 24, 8
 MESHES = {"1": ({}, 1), "2 data": ({"data": 2}, 2), "2 data x 2 fsdp": ({"data": 2, "fsdp": 2}, 4),
@@ -51,6 +51,11 @@ LOSSES = {
     "nt_xent": lambda x, y, scale, bias, form: ssl.nt_xent(x, y, 1 / 5.0, form),
     "log_ratio sqdist": lambda x, y, scale, bias, form: all_pairs(x, y, scale, form, "logratio", "sqdist"),
     "log_ratio logit": lambda x, y, scale, bias, form: all_pairs(x, y, scale, form, "smooth_l1", "logit"),
+    "gcl": lambda x, y, scale, bias, form: modalities.generalized({"i": x, "t": y, "it": unit(x + 2 * y)}, scale, form=form),
+    "gcl unmasked": lambda x, y, scale, bias, form: modalities.generalized(
+        {"i": x, "t": y, "it": unit(x + y)}, scale, {("i", "t"): 1.0, ("it", "i"): 0.5}, False, form),
+    "gcl separation": lambda x, y, scale, bias, form: modalities.separation(x, y, scale, rows(3), form),
+    "gcl separation labels": lambda x, y, scale, bias, form: modalities.separation(x, y, scale, jnp.arange(B) % 5, form),
     "alignment_kl": lambda x, y, scale, bias, form: distill.alignment_kl(rows(3), rows(4), x, y, 7.0, scale, form),
 }
 

@@ -5,25 +5,26 @@ import numpy as np
 import pytest
 import tiny
 
-from mcd_jax import hlo, load, optim
+from mcd_jax import hlo, job, optim
 from mcd_jax import mesh as mesh_lib
 from mcd_jax import step as step_lib
+from mcd_jax.objectives import compose
 
 MESHES = {"1": ({}, 1), "2 data": ({"data": 2}, 2), "4 data": ({"data": 4}, 4), "2 data x 2 fsdp": ({"data": 2, "fsdp": 2}, 4),
           "2 slices x 2 fsdp": ({"slice": 2, "fsdp": 2}, 4), "2 data x 2 tensor": ({"data": 2, "tensor": 2}, 4)}
 VIT = dict(name="vit", width=16, depth=2, num_heads=2, mlp_dim=32, patch_size=4, scan=True, remat="full")
-EXTRA = {"mcd": dict(distill=0.5, clip_augmented=0.5)}   # every term that a mesh could break
+EXTRA = {"mcd": dict(distill=0.5, clip_augmented=0.5), "gcl": dict(separate_image=0.5, separate_text=0.5, clip=0.5),
+         "mcd+gcl": {"mcd/distill": 0.5}}   # every term that a mesh could break
 
 
 def setup(method, mesh, microbatches=1, form="gather", tower=tiny.IMAGE):
     """(mesh, jitted step, state on it, batch on it) with plain SGD, so that the update is the gradient."""
     config = tiny.config(method, form=form)
     config.model.image, config.microbatches = tower, microbatches
-    for term, weight in EXTRA.get(method, {}).items():
-        config.objective.weights[term] = weight
+    tiny.weigh(config, EXTRA.get(method, {}))
     config.optimizer.optimizers = ((".*", dict(name="sgd", momentum=0.0)),)
     config.optimizer.lr, config.optimizer.weight_decay, config.optimizer.clip_norm = 1.0, 0.0, 0.0
-    objective = load.load("objectives", method).make(config)
+    objective = compose.objective(config)
     batch = jax.tree.map(jnp.asarray, tiny.batch())
     shapes = jax.eval_shape(objective.init, jax.random.key(0), batch)
     tx, _ = optim.make(config.optimizer, shapes, total_steps=10, batch_size=tiny.BATCH, examples=80)
@@ -31,7 +32,8 @@ def setup(method, mesh, microbatches=1, form="gather", tower=tiny.IMAGE):
     mesh = mesh_lib.make(sizes, jax.devices()[:devices])
     state = step_lib.init_state(objective, tx, jax.random.key(0), batch)
     places = mesh_lib.shardings(state, ((".*", "fsdp"),), mesh)
-    step = jax.jit(step_lib.make_step(objective, tx, config.objective.weights.to_dict()), out_shardings=(places, None))
+    weights = job.term_weights(config, lambda name, value: 0)
+    step = jax.jit(step_lib.make_step(objective, tx, weights), out_shardings=(places, None))
     return mesh, step, jax.device_put(state, places), jax.device_put(batch, mesh_lib.batch_sharding(mesh))
 
 

@@ -5,11 +5,13 @@ from ml_collections import ConfigDict
 import numpy as np
 
 from mcd_jax import config as config_lib
-from mcd_jax import load, optim
+from mcd_jax import job, load, optim
 from mcd_jax import step as step_lib
+from mcd_jax.objectives import compose
 
 SIZE, CONTEXT, VOCAB, EOT, BATCH = 16, 6, 32, 2, 8
-METHODS = ("clip", "siglip", "slip", "mcd")
+METHODS = ("clip", "siglip", "slip", "mcd", "gcl", "mcd+gcl")   # "+": composed
+SMALL = {"slip": dict(hidden=16, out_dim=8), "mcd": dict(ssl_hidden=16, ssl_dim=8)}
 IMAGE = dict(name="resnet", widths=(8, 8), depths=(1, 1), stem_patch=4, mask_patch=4, norm="layer")
 TEXT = dict(name="text", width=8, depth=1, num_heads=2, mlp_dim=16)
 
@@ -18,12 +20,27 @@ def config(method, **changes):
     """A resolved config of `method` whose step compiles in a second."""
     result = config_lib.default()
     result.batch_size, result.steps = BATCH, "10 steps"
-    small = {"slip": dict(hidden=16, out_dim=8), "mcd": dict(ssl_hidden=16, ssl_dim=8)}.get(method, {})
-    result.objective = config_lib.objective(method, **{**small, **changes})
-    result.model = dict(image=IMAGE, text=TEXT, embed_dim=8, logit_bias=-10.0 if method == "siglip" else None)
+    if "+" in method:   # changes: of every method that has the option
+        own = {name: {k: v for k, v in {**SMALL.get(name, {}), **changes}.items() if k in options(name)}
+               for name in method.split("+")}
+        result.objective = config_lib.objective(tuple(method.split("+")), **own)
+    else:
+        result.objective = config_lib.objective(method, **{**SMALL.get(method, {}), **changes})
+    result.model = dict(image=IMAGE, text=TEXT, embed_dim=8, logit_bias=-10.0 if "siglip" in method else None)
     result.model.inputs = dict(vocab_size=VOCAB, context=CONTEXT, eot=EOT, image_size=SIZE)
     result.optimizer.schedule = ((".*", dict(name="constant")),)
     return ConfigDict(result.to_dict())
+
+
+def options(method):
+    return load.load("objectives", method).Options._fields
+
+
+def weigh(config, weights):
+    """Sets weights in a config: term -> number, "<method>/<term>" of a composed one."""
+    for name, value in weights.items():
+        method, _, term = name.rpartition("/")
+        (config.objective[method] if method else config.objective).weights[term] = float(value)
 
 
 def batch(seed=0, size=BATCH):
@@ -41,11 +58,10 @@ def batch(seed=0, size=BATCH):
 def build(method, weights=None, **changes):
     """(objective, tx, weights, state, batch) of a tiny method."""
     cfg = config(method, **changes)
-    for name, value in (weights or {}).items():
-        cfg.objective.weights[name] = float(value)
-    objective = load.load("objectives", method).make(cfg)
+    weigh(cfg, weights or {})
+    objective = compose.objective(cfg)
     data = jax.tree.map(jnp.asarray, batch())
     shapes = jax.eval_shape(objective.init, jax.random.key(0), data)
     tx, _ = optim.make(cfg.optimizer, shapes, total_steps=10, batch_size=BATCH, examples=80)
     state = step_lib.init_state(objective, tx, jax.random.key(0), data)
-    return objective, tx, cfg.objective.weights.to_dict(), state, data
+    return objective, tx, job.term_weights(cfg, lambda name, value: 0), state, data

@@ -11,6 +11,7 @@ from absl import app, flags
 import jax
 from ml_collections import config_flags
 
+from mcd_jax import config as config_lib
 from mcd_jax import job as job_lib
 from mcd_jax import mesh as mesh_lib
 from mcd_jax import metrics
@@ -47,8 +48,9 @@ def measure(config, steps):
     job.pipeline.close()
     peak = max(peak, metrics.peak_flops()) if peak else peak
     median, work = statistics.median(seconds[1:]), job.flops()
-    return {"objective": config.objective.name, "batch_size": config.batch_size, "device": jax.devices()[0].device_kind,
-            "devices": job.mesh.size, "steps": steps, "examples_per_sec": config.batch_size / median, "step_seconds": median,
+    return {"objective": config_lib.title(config.objective), "batch_size": config.batch_size,
+            "device": jax.devices()[0].device_kind, "devices": job.mesh.size, "steps": steps,
+            "examples_per_sec": config.batch_size / median, "step_seconds": median,
             "compile_seconds": compile_seconds, "flops_per_step": work, "flops_per_sec": work / median,
             "peak_flops_per_sec": peak, "peak_share": work / median / peak if peak else None,
             "loss": float(report["loss"]), "memory_bytes": metrics.device_memory()}

@@ -42,7 +42,7 @@ def similarity(x, y):
     return _by_rows(jnp.einsum("bd,cd->bc", x, y, precision=jax.lax.Precision.HIGHEST))
 
 
-def lse(x, y, scale, allow=None, row_aux=(), key_aux=(), columns=True, form="auto"):
+def lse(x, y, scale, allow=None, row_aux=(), key_aux=(), columns=True, form="auto", factor=None):
     """log(sum_j exp(scale * x_i . y_j)) over the keys j of each row and over the rows of each key, (B,) and (C,) float32.
 
     Args:
@@ -50,14 +50,17 @@ def lse(x, y, scale, allow=None, row_aux=(), key_aux=(), columns=True, form="aut
       scale: () inverse temperature.
       allow: None, or which pairs enter, as `ring.lse` takes it, with `row_aux` and `key_aux`, for example `ring.off_diagonal`.
       columns: False gives None for the keys and saves their work.
+      factor: None, or by what the inner products are multiplied, as `ring.lse` takes it; no gradient.
     """
     if picks_ring(len(x), len(y), form):
-        out = ring.lse(x, y, scale, 0.0, row_aux, key_aux, allow=allow, columns=columns, transport=transport(form))
+        out = ring.lse(x, y, scale, 0.0, row_aux, key_aux, allow=allow, columns=columns, factor=factor, transport=transport(form))
         return out.row_lse, out.key_lse if columns else None
-    logits_BC = scale * similarity(x, y)
+    logits_BC, (row_aux, key_aux) = scale * similarity(x, y), jax.lax.stop_gradient((row_aux, key_aux))
+    numbers = jnp.arange(len(x))[:, None], jnp.arange(len(y))[None, :]
+    if factor is not None:
+        logits_BC *= factor(row_aux, key_aux, *numbers)
     if allow is not None:
-        allowed = allow(row_aux, key_aux, jnp.arange(len(x))[:, None], jnp.arange(len(y))[None, :])
-        logits_BC = jnp.where(allowed, logits_BC, ring.NEVER)
+        logits_BC = jnp.where(allow(row_aux, key_aux, *numbers), logits_BC, ring.NEVER)
     return jax.nn.logsumexp(logits_BC, axis=1), jax.nn.logsumexp(logits_BC, axis=0) if columns else None
 
 

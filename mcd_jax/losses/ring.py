@@ -33,6 +33,7 @@ class Spec(NamedTuple):
     """What stays fixed while tracing."""
     allow: Callable | None = None      # (rows, keys, i, j) -> bool (R, K): pairs that enter the log-sum-exps
     target: Callable | None = None     # (rows, keys, i, j) -> two f32 (R, K): weights in a row's and in a key's sum of logits
+    factor: Callable | None = None     # (rows, keys, i, j) -> f32 (R, K): by what the inner products are multiplied; no gradient
     columns: bool = True               # False: leave out the sums of the keys, which saves their exponentials
     tile: int = 0                      # rows and keys of a tile, at most; 0: TILE
     transport: Any = None              # dtype of travelling keys; None: their own
@@ -59,7 +60,7 @@ def lse(x, y, scale, bias=0.0, row_aux=(), key_aux=(), **spec):
       x, y: (B, D), (C, D), any float type; computed in float32 at the highest matmul precision.
       scale, bias: ().
       row_aux, key_aux: trees of (B, ...) and (C, ...) arrays for the functions of `spec`; no gradient.
-      **spec: fields of `Spec`: allow, target, columns, tile, transport, precision.
+      **spec: fields of `Spec`: allow, target, factor, columns, tile, transport, precision.
 
     A row without any allowed pair gets about `NEVER`, and no gradient.
     """
@@ -107,7 +108,7 @@ def nearest(x, y, **spec):
 def _lse(spec, x, y, scale, bias, row_aux, key_aux):
     def local(axes, x, y, row_aux, key_aux, scale, bias):
         def visit(row, key, own, kept, total):
-            raw = scale * _similarity(spec, row, key) + bias
+            raw = scale * _scaled(spec, row, key, _similarity(spec, row, key)) + bias
             logits = _where(_allowed(spec, row, key), raw, NEVER)
             row_weights, key_weights = _targets(spec, row, key)
             own = _gather(own, logits, raw, row_weights, 1)
@@ -140,7 +141,7 @@ def _lse_backward(spec, residuals, cotangents):
     def local(axes, x, y, row_aux, key_aux, row_lse, key_lse, d, scale, bias):
         def visit(row, key, own, kept, total):
             allowed = _allowed(spec, row, key)
-            logits = _where(allowed, scale * _similarity(spec, row, key) + bias, NEVER)
+            logits = _where(allowed, scale * _scaled(spec, row, key, _similarity(spec, row, key)) + bias, NEVER)
             d = row["d"][:, None] * jnp.exp(logits - row["lse"][:, None])
             if spec.columns:
                 d = d + key["d"][None, :] * jnp.exp(logits - key["lse"][None, :])
@@ -148,8 +149,9 @@ def _lse_backward(spec, residuals, cotangents):
             if spec.target is not None:
                 row_weights, key_weights = _targets(spec, row, key)
                 d = d + row["d_target"][:, None] * row_weights + key["d_target"][None, :] * key_weights
-            own = own + jnp.einsum("rk,kd->rd", d, _float32(key["y"]), precision=spec.precision)
-            kept = kept + jnp.einsum("rk,rd->kd", d, _float32(row["x"]), precision=spec.precision)
+            of_product = _scaled(spec, row, key, d)
+            own = own + jnp.einsum("rk,kd->rd", of_product, _float32(key["y"]), precision=spec.precision)
+            kept = kept + jnp.einsum("rk,rd->kd", of_product, _float32(row["x"]), precision=spec.precision)
             return own, kept, total + jnp.sum(d)
 
         def start(tile):
@@ -267,6 +269,13 @@ def _targets(spec, row, key):
         return None, None
     weights = spec.target(row["aux"], key["aux"], row["number"][:, None], key["number"][None, :])
     return tuple(_where(_real(row, key), w, 0.0) for w in weights)
+
+
+def _scaled(spec, row, key, values):
+    """Values of a tile times the factors of its inner products."""
+    if spec.factor is None:
+        return values
+    return values * spec.factor(row["aux"], key["aux"], row["number"][:, None], key["number"][None, :])
 
 
 def _where(condition, value, other):

@@ -8,6 +8,8 @@ from mcd_jax.models import transformer
 from mcd_jax.models.heads import AttentionPool, masked_mean
 from mcd_jax.models.variants import text_variant
 
+IMAGE_TOKEN = -1   # in place of an id: neither padding nor the end of the text
+
 
 def make(options, *, vocab_size, context, eot, dtype, pad=0):
     """A text tower from `config.model.text` (less its name): a variant such as "clip-B" or "S", and any field of Text to override.
@@ -34,6 +36,9 @@ class Text(nn.Module):
     Pooling: "eot" the first end-of-text position (the last position where there is none); "last" the last token that isn't padding
     (without pad_mask: the last position, as SigLIP); "first" the first token; "class" a learned token put before the others (it
     isn't among "tokens"); "mean" over tokens that aren't padding (without pad_mask: all); "map" attention pooling over the same.
+
+    `image` puts P vectors after the first token (the class token, where there is one), for a tower that reads both: a dict of
+    "tokens" (B, P, W) and "position" (P, W), rows that follow the table of positions; a token's position is where it stands then.
     """
     vocab_size: int
     context: int
@@ -58,13 +63,20 @@ class Text(nn.Module):
         return self.depth if self.drop_path else 0
 
     @nn.compact
-    def __call__(self, tokens, path_noise=None):
-        length = tokens.shape[1]
-        if length > self.context:
-            raise ValueError(f"text has {length} tokens and the tower was built for {self.context}: tokenize({self.context}) fits")
+    def __call__(self, tokens, path_noise=None, image=None):
+        if tokens.shape[1] > self.context:
+            raise ValueError(f"text has {tokens.shape[1]} tokens and the tower was built for {self.context}: "
+                             f"tokenize({self.context}) fits")
         table = self.param("token", nn.initializers.normal(0.02), (self.vocab_size, self.width))
         position = self.param("position", nn.initializers.normal(0.01), (self.context, self.width))
-        x = table[tokens].astype(self.dtype) + position[:length].astype(self.dtype)[None]
+        x = table[tokens].astype(self.dtype)
+        if image is not None:
+            at, count = int(self.pool != "class"), image["tokens"].shape[1]
+            x = jnp.concatenate([x[:, :at], image["tokens"].astype(self.dtype), x[:, at:]], axis=1)
+            tokens = jnp.insert(tokens, jnp.full((count,), at), IMAGE_TOKEN, axis=1)
+            position = jnp.concatenate([position, image["position"]])
+        length = tokens.shape[1]
+        x = x + position[:length].astype(self.dtype)[None]
         out = {"embedded": x}
         seen = tokens != self.pad if self.pad_mask else jnp.ones_like(tokens, bool)
         if self.pad == self.eot:

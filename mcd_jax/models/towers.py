@@ -1,5 +1,6 @@
 """The image and the text tower as pure functions of one parameter tree."""
 from collections.abc import Callable
+import inspect
 from typing import NamedTuple
 
 import jax
@@ -17,11 +18,12 @@ class Towers(NamedTuple):
     init: (key) -> {"image": {...}, "text": {...}, "logit_scale": () [, "logit_bias": ()]}, float32.
     image: (params, pixels uint8 (B, H, W, 3), keep_ids=None | int32 (B, K), path_noise=None | float32 (B, depth)) -> dict of
         "z" (B, D) unit, "raw" (B, D) before normalisation, "pooled" (B, W), "tokens" (B, N, W), and more by the tower.
-    text: (params, tokens int32 (B, L), path_noise=None) -> the same for text.
+    text: (params, tokens int32 (B, L), path_noise=None, image=None) -> the same for text; `image` as `text.Text` takes it.
     scale: (params) -> float32 (), exp(logit_scale).
     bias: (params) -> float32 (), 0 without a logit_bias.
     num_patches: (shape of pixels) -> patches that keep_ids count.
     path_depth: {"image": int, "text": int}: columns of path_noise, 0 where the tower has no drop path.
+    reads_image: whether the text tower takes `image`.
     """
     init: Callable
     image: Callable
@@ -30,6 +32,7 @@ class Towers(NamedTuple):
     bias: Callable
     num_patches: Callable
     path_depth: dict
+    reads_image: bool = False
 
 
 def make(model_config, vocab_size, context, eot, image_size, pad=0):
@@ -70,15 +73,17 @@ def make(model_config, vocab_size, context, eot, image_size, pad=0):
         out = image_tower.apply({"params": _body(params["image"])}, x.astype(dtype), keep_ids, path_noise)
         return _embed(params["image"], out)
 
-    def text(params, tokens, path_noise=None):
-        return _embed(params["text"], text_tower.apply({"params": _body(params["text"])}, tokens, path_noise))
+    def text(params, tokens, path_noise=None, image=None):
+        more = {} if image is None else {"image": image}
+        return _embed(params["text"], text_tower.apply({"params": _body(params["text"])}, tokens, path_noise, **more))
 
     return Towers(
         init=init, image=image, text=text,
         scale=lambda params: jnp.exp(params["logit_scale"]),
         bias=lambda params: params.get("logit_bias", jnp.zeros((), jnp.float32)),
         num_patches=image_tower.num_patches,
-        path_depth={"image": image_tower.path_depth, "text": text_tower.path_depth})
+        path_depth={"image": image_tower.path_depth, "text": text_tower.path_depth},
+        reads_image="image" in inspect.signature(type(text_tower).__call__).parameters)
 
 
 def tower(model_config, kind, **given):

@@ -1,6 +1,6 @@
 """One short file per method. `make(config)` gives an `Objective`; everything else does not know which method it is running."""
 from collections.abc import Callable, Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 
 class Objective(NamedTuple):
@@ -17,6 +17,7 @@ class Objective(NamedTuple):
     metrics: Mapping    # name -> fn(out) -> f32 (); logged
     heads: Mapping      # name -> fn(params, memory, batch) -> dict of arrays, for evaluation and export; "embed" is required
     remember: Callable  # (memory, params, keep, step) -> memory, after the update
+    parts: Any = None   # of forward, where methods that are composed may share them (`pair.Parts`); None: it stands alone
 
 
 def nothing(*_):

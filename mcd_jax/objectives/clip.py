@@ -3,8 +3,7 @@ from typing import NamedTuple
 
 from mcd_jax import config as config_lib
 from mcd_jax.losses import contrastive
-from mcd_jax.microbatch import microbatched
-from mcd_jax.objectives import Objective, nothing, pair, unchanged
+from mcd_jax.objectives import pair
 
 
 class Options(NamedTuple):
@@ -22,24 +21,11 @@ def make(config):
     contrastive.check_form(opts.form)
     towers = pair.towers_of(config)
 
-    def encode(params, memory, rows, key):
-        return {"rows": {
-            "image": towers.image(params, rows["image"], path_noise=rows.get("image/noise"))["z"],
-            "text": towers.text(params, rows["text"], path_noise=rows.get("text/noise"))["z"]}}
-
-    def forward(params, memory, batch, key, step):
-        rows = {"image": batch[opts.image], "text": batch[opts.text]}
-        rows |= pair.path_noise(towers, key, len(rows["image"]), "image")
-        out = microbatched(encode, config.microbatches)(params, memory, rows)["rows"]
+    def finish(out, params, memory, batch, key, step):
         return {**out, "scale": towers.scale(params)}
 
-    return Objective(
-        needs=(opts.image, opts.text),
-        init=lambda key, batch: towers.init(key),
-        start=nothing,
-        forward=forward,
+    return pair.objective(
+        config, towers, pair.Parts({"image": pair.View("image", opts.image), "text": pair.View("text", opts.text)}, finish=finish),
         terms={"clip": lambda out: contrastive.softmax(out["image"], out["text"], out["scale"], opts.form)},
         metrics=pair.metrics(opts.form),
-        heads={"embed": pair.embed_head(towers)},
-        remember=unchanged,
     )

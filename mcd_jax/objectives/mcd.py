@@ -28,10 +28,8 @@ import jax.numpy as jnp
 
 from mcd_jax import config as config_lib
 from mcd_jax.losses import contrastive, distill, log_ratio, ssl
-from mcd_jax.microbatch import microbatched
 from mcd_jax.models import projector
-from mcd_jax.models.towers import draw_keep_ids
-from mcd_jax.objectives import Objective, pair
+from mcd_jax.objectives import pair
 
 
 class Options(NamedTuple):
@@ -115,40 +113,31 @@ def make(config):
                               memory["teacher"], {name: params[name] for name in averaged})
         return {**memory, "teacher": update}
 
-    def encode(params, memory, rows, key):
+    def rows(params, encoded):
         """Unit embeddings f32 (b, D) of every view by the student and, named teacher/*, by the teacher."""
-        out = {"image": towers.image(params, rows["image"], path_noise=rows.get("image/noise"))["z"],
-               "text": towers.text(params, rows["text"], path_noise=rows.get("text/noise"))["z"]}
-        for view in views:
-            encoded = towers.image(params, rows[view], keep_ids=rows.get(f"{view}/keep") if opts.mask_student else None,
-                                   path_noise=rows.get(f"{view}/noise"))
-            out[view] = encoded["z"]
-            if with_ssl:
-                out[f"ssl/{view}"] = head_for(params).apply(params["ssl"], encoded["pooled"])
-        if with_teacher:
-            teacher = jax.lax.stop_gradient({**params, **memory["teacher"]})
-            out["teacher/image"] = towers.image(teacher, rows["image"])["z"]
-            out["teacher/text"] = towers.text(teacher, rows["text"])["z"]
-            for view in views if from_teacher else ():
-                out[f"teacher/{view}"] = towers.image(
-                    teacher, rows[view], keep_ids=rows.get(f"{view}/keep") if opts.mask_teacher else None)["z"]
-        return {"rows": out}
+        out = pair.embeddings(params, encoded)
+        for view in views if with_ssl else ():
+            out[f"ssl/{view}"] = head_for(params).apply(params["ssl"], encoded[view]["pooled"])
+        return out
 
-    def forward(params, memory, batch, key, step):
-        k_mask, k_noise = jax.random.split(key)
-        rows = {"image": batch[opts.image], "text": batch[opts.text]}
-        for i, view in enumerate(views):
-            rows[view] = batch[view]
-            if (opts.mask_student or opts.mask_teacher) and opts.keep < 1:
-                rows[f"{view}/keep"] = draw_keep_ids(jax.random.fold_in(k_mask, i), len(batch[view]),
-                                                            towers.num_patches(batch[view].shape), opts.keep)
-        rows |= pair.path_noise(towers, k_noise, len(rows["image"]), "image", *views)
-        out = microbatched(encode, config.microbatches)(params, memory, rows)["rows"]
-        out["scale"] = towers.scale(params)
+    def teacher_of(params, memory):
+        return jax.lax.stop_gradient({**params, **memory["teacher"]})
+
+    def finish(out, params, memory, batch, key, step):
+        out = {**out, "scale": towers.scale(params)}
         if with_teacher:
-            out["teacher/scale"] = jax.lax.stop_gradient(towers.scale({**params, **memory["teacher"]}))
+            out["teacher/scale"] = towers.scale(teacher_of(params, memory))
         targets = {f"target/{view}": batch[f"{view}/misalignment"] for view in (opts.image, *views) if views}
         return {**out, **targets}
+
+    encoded_views = {"image": pair.View("image", opts.image), "text": pair.View("text", opts.text)}
+    for view in views:
+        encoded_views[view] = pair.View("image", view, opts.keep if opts.mask_student else 1.0)
+    if with_teacher:
+        encoded_views |= {"teacher/image": pair.View("image", opts.image, network="teacher"),
+                          "teacher/text": pair.View("text", opts.text, network="teacher")}
+    for view in views if from_teacher else ():
+        encoded_views[f"teacher/{view}"] = pair.View("image", view, opts.keep if opts.mask_teacher else 1.0, "teacher")
 
     def student_ratio(out, view):
         return log_ratio.log_ratio(out["text"], out[view], out["image"], opts.measure, opts.pairs, out["scale"], opts.eps,
@@ -192,11 +181,11 @@ def make(config):
     if views and opts.pairs == "diag":
         metrics["misalignment/student"] = lambda out: pair.mean_over_views(lambda v: jnp.mean(student_ratio(out, v)), views)
 
-    return Objective(
+    return pair.objective(
+        config, towers, pair.Parts(encoded_views, rows, finish, {"teacher": teacher_of}),
         needs=(opts.image, opts.text, *views, *(f"{v}/misalignment" for v in (opts.image, *views) if views)),
         init=init,
         start=start,
-        forward=forward,
         terms={"clip": lambda out: contrastive.softmax(out["image"], out["text"], out["scale"], opts.form),
                "misalignment": misalignment,
                "distill": distilled,
@@ -204,7 +193,6 @@ def make(config):
                    lambda view: contrastive.softmax(out[view], out["text"], out["scale"], opts.form), views),
                "ssl": lambda out: ssl.nt_xent(out[f"ssl/{views[0]}"], out[f"ssl/{views[1]}"], opts.ssl_temperature, opts.form)},
         metrics=metrics,
-        heads={"embed": pair.embed_head(towers)},
         remember=remember,
     )
 

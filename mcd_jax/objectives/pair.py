@@ -1,9 +1,48 @@
-"""What every two-tower method shares: the towers of a config, their rows of randomness, the embedding head, common metrics."""
+"""What every two-tower method shares: the towers of a config, encoding of views, the embedding head, common metrics.
+
+A forward pass has three parts, so that composed methods share the first: the towers encode views (`View`, each once, in
+microbatches), `Parts.rows` keeps of them what the losses need, `Parts.finish` sees the whole batch. A method of one's own writes
+these, and `objective` makes the rest.
+"""
+from collections.abc import Callable, Mapping
+from typing import NamedTuple
+
 import jax
 import jax.numpy as jnp
 
 from mcd_jax.losses import contrastive
+from mcd_jax.microbatch import microbatched
 from mcd_jax.models import towers as towers_lib
+from mcd_jax.objectives import Objective, nothing, unchanged
+
+TOWERS = ("image", "text", "logit_scale", "logit_bias")   # entries of params that all methods share
+
+
+class View(NamedTuple):
+    """One tower's pass over one batch key. Equal views are encoded once, in a method and in several composed."""
+    tower: str          # "image" | "text"
+    key: str            # batch key
+    keep: float = 1.0   # share of the patches that the network sees; views of one key and share see the same ones
+    network: str = ""   # whose parameters: "" those that are trained, else one of `Parts.networks`, which drops no path
+
+
+def embeddings(params, encoded):
+    """The unit embeddings f32 (b, D) of every view: `Parts.rows` of a method that needs nothing else."""
+    return {name: out["z"] for name, out in encoded.items()}
+
+
+def as_it_is(out, params, memory, batch, key, step):
+    """`Parts.finish` of a method that adds nothing to its rows."""
+    return out
+
+
+class Parts(NamedTuple):
+    """A method's forward pass. b rows of a microbatch, B of the global batch."""
+    views: Mapping                  # name -> View
+    rows: Callable = embeddings     # (params, encoded) -> dict of (b, ...) arrays; encoded: name -> the tower's outputs and "input"
+    finish: Callable = as_it_is     # (out, params, memory, batch, key, step) -> out; here the rows are (B, ...)
+    networks: Mapping = {}          # name -> fn(params, memory) -> params
+    embed: Callable = nothing       # (params, encoded) -> more for the head "embed"; encoded has "image", "text" where present
 
 
 def towers_of(config):
@@ -17,34 +56,103 @@ def live(config, *terms):
     return any(config.objective.weights.get(term, 0.0) != 0 for term in terms)
 
 
-def path_noise(towers, key, batch, *names):
-    """Rows of uniforms for drop path, drawn for the whole batch so that they don't depend on microbatches or mesh.
+def objective(config, towers, parts, *, terms, needs=None, init=None, start=nothing, metrics=None, heads=None, remember=unchanged):
+    """The `Objective` whose forward pass is `parts`. Unless given, `needs` are the keys of its views and `init` is the towers'."""
+    def forward(params, memory, batch, key, step):
+        key, last = keys(key)
+        out = encode(config, towers, {"": parts}, params, {"": memory}, batch, key)[""]
+        return parts.finish(out, params, memory, batch, last, step)
+
+    return Objective(
+        needs=tuple(dict.fromkeys(view.key for view in parts.views.values())) if needs is None else needs,
+        init=(lambda key, batch: towers.init(key)) if init is None else init,
+        start=start,
+        forward=forward,
+        terms=terms,
+        metrics=metrics or {},
+        heads={"embed": embed_head(towers, parts.embed), **(heads or {})},
+        remember=remember,
+        parts=parts,
+    )
+
+
+def keys(key):
+    """(key for `encode`, key for `Parts.finish`) of a step."""
+    return key, jax.random.fold_in(key, 2 ** 31 - 1)
+
+
+def encode(config, towers, methods, params, memory, batch, key):
+    """The rows of every method, each view of all of them encoded once.
 
     Args:
-      towers: `Towers`; a tower without drop path gets no rows.
-      key: random key.
-      batch: global rows B.
-      names: views of the image tower, in a fixed order; the text tower's rows are named "text".
+      config: resolved; `config.microbatches` slices.
+      methods: name -> Parts.
+      memory: name -> that method's memory.
+      key: draws which patches are kept and which paths are dropped, for the whole batch.
 
     Returns:
-      dict "<name>/noise" -> f32 (B, depth).
+      name -> what `Parts.rows` gives, (B, ...) arrays.
     """
-    depths = {name: towers.path_depth["image"] for name in names} | {"text": towers.path_depth["text"]}
-    return {f"{name}/noise": jax.random.uniform(jax.random.fold_in(key, i), (batch, depth))
-            for i, (name, depth) in enumerate(depths.items()) if depth}
+    own = {name: {n: view._replace(network=view.network and f"{name}/{view.network}") for n, view in parts.views.items()}
+           for name, parts in methods.items()}
+    views = list(dict.fromkeys(view for of_method in own.values() for view in of_method.values()))
+    networks = {f"{name}/{n}": (name, fn) for name, parts in methods.items() for n, fn in parts.networks.items()}
+
+    def slice_of(params, memory, rows, _):
+        def network(view):
+            if not view.network:
+                return params
+            name, fn = networks[view.network]
+            return fn(params, memory[name])
+
+        weights = {view.network: network(view) for view in views}
+        encoded = {view: _apply(towers, view, weights[view.network], rows) for view in views}
+        return {"rows": {name: parts.rows(params, {n: encoded[view] for n, view in own[name].items()})
+                         for name, parts in methods.items()}}
+
+    return microbatched(slice_of, config.microbatches)(params, memory, _rows(towers, views, batch, key))["rows"]
 
 
-def embed_head(towers):
-    """The head "embed": unit `image`, `text` and raw `image_raw`, `text_raw` of the modalities in the batch, each f32 (B, D)."""
+def _apply(towers, view, params, rows):
+    given = {"path_noise": rows.get(_noise(view))}
+    if view.tower == "image":
+        given["keep_ids"] = rows.get(_kept(view))
+    return {**getattr(towers, view.tower)(params, rows[view.key], **given), "input": rows[view.key], **given}
+
+
+def _rows(towers, views, batch, key):
+    """What the views read, with their randomness: drawn for the whole batch, it doesn't depend on microbatches or mesh."""
+    k_keep, k_noise = jax.random.split(key)
+    rows = {view.key: batch[view.key] for view in views}
+    size = len(next(iter(rows.values())))
+    masked = dict.fromkeys((view.key, _kept(view), view.keep) for view in views if view.keep < 1)
+    for i, (name, kept, share) in enumerate(masked):
+        rows[kept] = towers_lib.draw_keep_ids(jax.random.fold_in(k_keep, i), size, towers.num_patches(batch[name].shape), share)
+    for i, view in enumerate(sorted((v for v in views if not v.network), key=lambda view: view.tower)):
+        if depth := towers.path_depth[view.tower]:
+            rows[_noise(view)] = jax.random.uniform(jax.random.fold_in(k_noise, i), (size, depth))
+    return rows
+
+
+def _kept(view):
+    return f"{view.key}/keep{view.keep}"
+
+
+def _noise(view):
+    return f"{view.tower}/{view.key}/noise{view.keep}{view.network}"
+
+
+def embed_head(towers, more=nothing):
+    """The head "embed": unit `image`, `text` and raw `image_raw`, `text_raw` of the modalities in the batch, each f32 (B, D).
+
+    `more(params, encoded)` adds to them; encoded: modality -> the tower's outputs and "input".
+    """
     def embed(params, memory, batch):
+        encoded = {tower: _apply(towers, View(tower, tower), params, batch) for tower in ("image", "text") if tower in batch}
         out = {}
-        if "image" in batch:
-            encoded = towers.image(params, batch["image"])
-            out |= {"image": encoded["z"], "image_raw": encoded["raw"]}
-        if "text" in batch:
-            encoded = towers.text(params, batch["text"])
-            out |= {"text": encoded["z"], "text_raw": encoded["raw"]}
-        return out
+        for name, found in encoded.items():
+            out |= {name: found["z"], f"{name}_raw": found["raw"]}
+        return {**out, **more(params, encoded)}
     return embed
 
 

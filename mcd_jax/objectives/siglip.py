@@ -1,7 +1,7 @@
 """SigLIP: every image-caption pair of the batch is a binary question (Zhai et al. 2023, algorithm 1)."""
 from mcd_jax import config as config_lib
 from mcd_jax.losses import contrastive
-from mcd_jax.objectives import clip
+from mcd_jax.objectives import clip, pair
 
 Options = clip.Options
 
@@ -16,13 +16,15 @@ def make(config):
     """
     if config.model.get("logit_bias") is None:
         raise ValueError("the sigmoid loss needs a learned bias: set config.model.logit_bias=-10.0 (and logit_scale=log(10))")
-    base, opts = clip.make(config), config_lib.options(Options, config.objective)
+    opts = config_lib.options(Options, config.objective)
+    contrastive.check_form(opts.form)
+    towers = pair.towers_of(config)
 
-    def forward(params, memory, batch, key, step):
-        return {**base.forward(params, memory, batch, key, step), "bias": params["logit_bias"]}
+    def finish(out, params, memory, batch, key, step):
+        return {**out, "scale": towers.scale(params), "bias": towers.bias(params)}
 
-    return base._replace(
-        forward=forward,
+    return pair.objective(
+        config, towers, pair.Parts({"image": pair.View("image", opts.image), "text": pair.View("text", opts.text)}, finish=finish),
         terms={"siglip": lambda out: contrastive.sigmoid(out["image"], out["text"], out["scale"], out["bias"], opts.form)},
-        metrics={**base.metrics, "logit_bias": lambda out: out["bias"]},
+        metrics={**pair.metrics(opts.form), "logit_bias": lambda out: out["bias"]},
     )

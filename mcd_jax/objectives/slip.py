@@ -5,9 +5,8 @@ import jax
 
 from mcd_jax import config as config_lib
 from mcd_jax.losses import contrastive, ssl
-from mcd_jax.microbatch import microbatched
 from mcd_jax.models import projector
-from mcd_jax.objectives import Objective, nothing, pair, unchanged
+from mcd_jax.objectives import pair
 
 
 class Options(NamedTuple):
@@ -44,30 +43,22 @@ def make(config):
         params = towers.init(k_towers)
         return {**params, "ssl": projector_for(params).init(k_head)} if with_ssl else params
 
-    def encode(params, memory, rows, key):
-        out = {"image": towers.image(params, rows["image"], path_noise=rows.get("image/noise"))["z"],
-               "text": towers.text(params, rows["text"], path_noise=rows.get("text/noise"))["z"]}
+    def rows(params, encoded):
+        out = pair.embeddings(params, {name: encoded[name] for name in ("image", "text")})
         for view in ("view1", "view2") if with_ssl else ():
-            pooled = towers.image(params, rows[view], path_noise=rows.get(f"{view}/noise"))["pooled"]
-            out[view] = projector_for(params).apply(params["ssl"], pooled)
-        return {"rows": out}
+            out[view] = projector_for(params).apply(params["ssl"], encoded[view]["pooled"])
+        return out
 
-    def forward(params, memory, batch, key, step):
-        rows = {"image": batch[opts.image], "text": batch[opts.text]}
-        if with_ssl:
-            rows |= {"view1": batch[opts.view1], "view2": batch[opts.view2]}
-        rows |= pair.path_noise(towers, key, len(rows["image"]), "image", "view1", "view2")
-        out = microbatched(encode, config.microbatches)(params, memory, rows)["rows"]
+    def finish(out, params, memory, batch, key, step):
         return {**out, "scale": towers.scale(params)}
 
-    return Objective(
-        needs=(opts.image, opts.text, *((opts.view1, opts.view2) if with_ssl else ())),
+    views = {"image": pair.View("image", opts.image), "text": pair.View("text", opts.text)}
+    if with_ssl:
+        views |= {"view1": pair.View("image", opts.view1), "view2": pair.View("image", opts.view2)}
+    return pair.objective(
+        config, towers, pair.Parts(views, rows, finish),
         init=init,
-        start=nothing,
-        forward=forward,
         terms={"clip": lambda out: contrastive.softmax(out["image"], out["text"], out["scale"], opts.form),
                "ssl": lambda out: ssl.nt_xent(out["view1"], out["view2"], opts.ssl_temperature, opts.form)},
         metrics=pair.metrics(opts.form),
-        heads={"embed": pair.embed_head(towers)},
-        remember=unchanged,
     )

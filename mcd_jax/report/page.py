@@ -27,6 +27,7 @@ def summary(run, gallery, other):
     """One line on what was trained, and cards with the figures that one looks for first."""
     settings, last, evals = run["config"], run["last"], run["evals"]
     method = (settings.get("objective") or {}).get("name", "?")
+    method = method if isinstance(method, str) else " + ".join(method)
     source = ((settings.get("data") or {}).get("source") or {}).get("name", "?")
     cards = []
     instances = tree(evals).get("retrieval", {})
