@@ -7,7 +7,7 @@ import pytest
 import tiny
 
 from mcd_jax import config as config_lib
-from mcd_jax import embed, fingerprint, job, load, tally
+from mcd_jax import embed, evaluate, fingerprint, job, load, tally
 from mcd_jax import step as step_lib
 from mcd_jax.objectives import compose, pair
 from mcd_jax.sweep import plan
@@ -94,8 +94,8 @@ def test_the_first_method_starts_as_alone_and_the_others_add_to_it():
     assert embed.parameters(state, "memory/mcd/teacher")["image"] is state.memory["mcd"]["teacher"]["image"]
     averaged = step_lib.with_average(both, 0.9)
     memory = averaged.start(jax.random.key(0), state.params, batch)
-    out = averaged.forward(state.params, memory, batch, jax.random.key(0), state.step)
-    assert set(averaged.remember(memory, state.params, out["keep"], state.step)) == {"mcd", "ema"}
+    out = jax.eval_shape(averaged.forward, state.params, memory, batch, jax.random.key(0), state.step)
+    assert set(jax.eval_shape(averaged.remember, memory, state.params, out["keep"], state.step)) == {"mcd", "ema"}
 
 
 def test_the_embedding_head_gives_what_any_gives_at_the_cost_of_one():
@@ -157,18 +157,34 @@ def test_sections_are_set_from_the_command_line_and_survive_the_file(tmp_path):
         plan.read(path, ("--config.objective.gcl.weights.gc=1",))
 
 
-def test_a_composed_run_is_built_trained_and_read(tmp_path):
-    """From a config file through the job: one step, then embeddings by the teacher of a method, with the fused one."""
+def composed_run():
     config = config_lib.from_file("tests/configs/toy.py")
     with config.unlocked():
         config.objective = config_lib.objective(("mcd", "gcl"), mcd=dict(ema_m=0.9), gcl=dict(fusion="tower"))
     config.evals.retrieval.validation.read = "memory/mcd/teacher"
-    built = job.build(config)
+    return job.build(config)
+
+
+REPORTED = {"loss/mcd/clip", "loss/mcd/misalignment", "loss/gcl/gcl", "gcl/centroid_cosine/i2it", "weight/mcd/misalignment"}
+
+
+def test_a_composed_run_is_built():
+    """From a config file: batch keys, weights with their ramps, evaluations by the teacher of a method."""
+    built = composed_run()
+    evals = evaluate.build(built.config, built.objective, built.durations, built.abstract)
+    built.pipeline.close()
+    _, report = jax.eval_shape(built.step, built.abstract, built.batch)
+    assert set(report) >= REPORTED and [e.read for e in evals] == ["memory/mcd/teacher"]
+    assert "text/position" in built.placement and "fusion/proj/kernel" in built.placement
+
+
+@pytest.mark.full
+def test_a_composed_run_trains_and_its_teacher_embeds():
+    built = composed_run()
     with jax.set_mesh(built.mesh):
         state = built.init(jax.random.key(0))
         batch = built.pipeline.batch(0)
         state, report = built.step(state, batch)
         found = embed.make_embed(built.objective, "memory/mcd/teacher", 16)(state, {k: batch[k] for k in ("image", "text")})
     built.pipeline.close()
-    assert np.isfinite(float(report["loss"])) and found["fused"].shape == (16, 16)
-    assert {"loss/mcd/clip", "loss/mcd/misalignment", "loss/gcl/gcl", "gcl/centroid_cosine/i2it"} <= set(report)
+    assert np.isfinite(float(report["loss"])) and found["fused"].shape == (16, 16) and set(report) >= REPORTED
