@@ -3,6 +3,8 @@
 Three vendors' drawings of the training concepts are seen; a fourth vendor's (openmoji), 10 % of the concepts (test) and another 5 %
 (validation, for choosing) are not.
 """
+import math
+
 from mcd_jax import config as config_lib
 
 STEPS = "1000 steps"   # 54 epochs
@@ -42,6 +44,18 @@ def base(steps, views):
     config.evals.retrieval.validation.every = "20 percent"
     config.checkpoint = dict(every="20 percent", keep=2, best="")
     return config
+
+
+def temperature(config, start=0.0, learned=True):
+    """Sets where the temperature of the loss starts and whether it is learned.
+
+    start: the inverse of exp(logit_scale); it also stands in for that of `config.init_from`. 0: leaves it.
+    """
+    if start:
+        config.model.logit_scale = -math.log(start)
+        config.init_fresh = ("logit_scale",)
+    if not learned:
+        config.optimizer.schedule = (("logit_scale", None), *config.optimizer.schedule)
 
 
 def source(split, **more):

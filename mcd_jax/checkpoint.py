@@ -10,6 +10,7 @@ import json
 import logging as stdlib_logging
 import math
 import os
+import re
 import signal
 import threading
 import time
@@ -126,7 +127,7 @@ class Checkpoints:
             self._checkpointer.close()
             self._checkpointer = None
 
-    def restore(self, abstract, step=None, part=""):
+    def restore(self, abstract, step=None, part="", without=()):
         """The newest readable state, or exactly that of `step`.
 
         A checkpoint that is unfinished, damaged or whose arrays differ from the fingerprints taken when it was saved is
@@ -135,6 +136,7 @@ class Checkpoints:
         Args:
           abstract: jax.ShapeDtypeStructs with shardings (another mesh than the saved one is fine): the state, or only the
             field of it that `part` names ("params"), and then nothing else is read.
+          without: regexes of leaves of that field, of nested dicts, that are left aside on both sides and not in the result.
 
         Raises:
           MismatchError: a leaf is missing, new, or of another shape or dtype; the message names it with both shapes.
@@ -144,7 +146,7 @@ class Checkpoints:
         while steps := [s for s in self._folders() if s not in self._broken and step in (None, s)]:
             newest = steps[-1]
             try:
-                result = self._read(newest, abstract, part)
+                result = self._read(newest, abstract, part, without)
             except (MismatchError, MemoryError):
                 raise
             except Exception as error:
@@ -176,12 +178,19 @@ class Checkpoints:
         except (ValueError, KeyError) as error:
             raise OSError(f"the checkpoint of step {step} in {self.directory} can't be used: {_reason(error)}") from error
 
-    def _read(self, step, abstract, part):
+    def _read(self, step, abstract, part, without):
         path = self.directory / str(step)
         manifest = self._manifest(step)
-        abstract = {part: abstract} if part else abstract
         saved = {k: v for k, v in manifest["leaves"].items() if k.startswith(part and f"{part}/")}
-        _compare(saved, _leaves(abstract), path)
+        if without:
+            names = {k: k.removeprefix(f"{part}/") for k in saved.keys() | _leaves({part: abstract}).keys()}
+            for regex in without:
+                if not any(re.fullmatch(regex, name) for name in names.values()):
+                    raise MismatchError(f"config.init_fresh: {regex!r} matches no parameter of {path} or of this config")
+            saved = {k: v for k, v in saved.items() if not any(re.fullmatch(regex, names[k]) for regex in without)}
+            abstract = _without(abstract, without)
+        abstract = {part: abstract} if part else abstract
+        _compare(saved, _leaves(abstract), path, part)
         state = _load(path / "state", abstract, partial=bool(part))
         now = fingerprint.fingerprints(state)
         wrong = sorted(k for k in now if now[k] != manifest["fingerprints"][k])
@@ -246,8 +255,10 @@ class Checkpoints:
                           f"{_reason(error)}") from error
 
 
-def restore_from(path, abstract, part=""):
+def restore_from(path, abstract, part="", without=()):
     """The state, or the field `part` of it, of another run: `path` is its workdir, or one of its `checkpoints/<step>`.
+
+    `without` as `Checkpoints.restore` takes it.
 
     Raises:
       MismatchError, FileNotFoundError, OSError: as `Checkpoints.restore` does.
@@ -255,7 +266,7 @@ def restore_from(path, abstract, part=""):
     path = epath.Path(path)
     step = int(path.name) if path.name.isdigit() and path.parent.name == "checkpoints" else None
     workdir = path if step is None else path.parent.parent
-    return Checkpoints(workdir, read_only=True).restore(abstract, step, part)
+    return Checkpoints(workdir, read_only=True).restore(abstract, step, part, without)
 
 
 def check_writable(workdir):
@@ -353,18 +364,26 @@ def _load(path, abstract, partial):
     return state
 
 
+def _without(tree, regexes, path=""):
+    """A nested dict without the leaves whose path one of the regexes matches, and without what is empty then."""
+    kept = {name: _without(node, regexes, f"{path}{name}/") if isinstance(node, dict) else node for name, node in tree.items()
+            if isinstance(node, dict) or not any(re.fullmatch(regex, f"{path}{name}") for regex in regexes)}
+    return {name: node for name, node in kept.items() if not isinstance(node, dict) or node}
+
+
 def _leaves(tree):
     return {path: [list(x.shape), str(x.dtype)] for path, x in fingerprint.flat(tree).items()}
 
 
-def _compare(saved, wanted, path):
+def _compare(saved, wanted, path, part):
     """Raises MismatchError unless both tables {path: [shape, dtype]} are the same."""
     wrong = [k for k in saved.keys() | wanted.keys() if saved.get(k) != wanted.get(k)]
     if wrong:
         wrong.sort(key=lambda k: (not k.startswith("params/"), k))
         was, now = (f"{t[wrong[0]][1]} {tuple(t[wrong[0]][0])}" if wrong[0] in t else "absent" for t in (saved, wanted))
-        raise MismatchError(f"{wrong[0]} is {was} in the checkpoint {path} and {now} in this config{_more(len(wrong))}: "
-                            "go on with the config of that run (its config.json), or choose another --workdir")
+        advice = ("name what is not to be loaded in config.init_fresh, or make the model that of the run" if part else
+                  "go on with the config of that run (its config.json), or choose another --workdir")
+        raise MismatchError(f"{wrong[0]} is {was} in the checkpoint {path} and {now} in this config{_more(len(wrong))}: {advice}")
 
 
 def _more(n):

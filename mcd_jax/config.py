@@ -8,6 +8,7 @@ import difflib
 import json
 import math
 import pathlib
+import re
 
 from absl import flags
 from ml_collections import ConfigDict, config_flags
@@ -23,7 +24,7 @@ def default():
     config.batch_size = 256         # global, over all devices and hosts
     config.microbatches = 1         # encode the batch in this many slices; the loss still sees all of it
     config.group_size = 0           # consecutive rows that methods with in-batch interaction keep together; 0: the whole batch
-    config.objective = ConfigDict(dict(name="", weights={}, warmup={}))
+    config.objective = ConfigDict(dict(name="", weights={}, warmup={}, decay={}))
     config.model = ConfigDict()
     config.data = dict(
         source=ConfigDict(dict(name="")),
@@ -57,10 +58,11 @@ def default():
     config.wandb = ""               # a project name; needs the wandb package
     config.resume_from = ""         # another workdir whose whole state this run continues
     config.init_from = ""           # another workdir whose parameters this run starts from
+    config.init_fresh = ()          # regexes of parameters that it doesn't give: they start as without it, such as "logit_scale"
     return config
 
 
-def objective(name, weights=None, warmup=None, **changes):
+def objective(name, weights=None, warmup=None, decay=None, **changes):
     """The `config.objective` of method `name`: all of its options with their defaults, `changes` applied.
 
     Args:
@@ -68,22 +70,24 @@ def objective(name, weights=None, warmup=None, **changes):
         that doesn't keep its defaults, by the last part of its name: `objective(("mcd", "gcl"), gcl=dict(weights=dict(gcl=0.5)))`.
       weights: term -> weight, over the method's defaults.
       warmup: term -> duration over which its weight grows linearly from zero.
+      decay: term -> duration after which its weight is a half, then a third, and so on.
 
     Raises:
       ValueError: an option, a term or a method that isn't one.
     """
     if not isinstance(name, str):
-        return _composed(tuple(name), weights or warmup, changes)
+        return _composed(tuple(name), weights or warmup or decay, changes)
     module = load.load("objectives", name)
     options = module.Options()._asdict()
     for key in changes:
         refuse_unknown(key, options, f"option of objective {name!r}")
-    for key in [*(weights or {}), *(warmup or {})]:
+    for key in [*(weights or {}), *(warmup or {}), *(decay or {})]:
         refuse_unknown(key, module.WEIGHTS, f"term of objective {name!r}")
-    warmups = {term: 0 for term in module.WEIGHTS} | dict(getattr(module, "WARMUP", {})) | dict(warmup or {})
     result = ConfigDict(dict(name=name, weights={t: float(w) for t, w in (module.WEIGHTS | dict(weights or {})).items()},
                              **{**options, **changes}))
-    result.warmup = ConfigDict({term: str(value) for term, value in warmups.items()})
+    for key, default, given in (("warmup", "WARMUP", warmup), ("decay", "DECAY", decay)):
+        durations = {term: 0 for term in module.WEIGHTS} | dict(getattr(module, default, {})) | dict(given or {})
+        result[key] = ConfigDict({term: str(value) for term, value in durations.items()})
     return result
 
 
@@ -134,7 +138,7 @@ def options(cls, mapping):
     Raises:
       ValueError: an unknown option, or a value of another type than the default's.
     """
-    given = {k: v for k, v in mapping.items() if k not in ("name", "weights", "warmup")}
+    given = {k: v for k, v in mapping.items() if k not in ("name", "weights", "warmup", "decay")}
     defaults = cls()._asdict()
     for key, value in given.items():
         refuse_unknown(key, defaults, f"option of objective {mapping['name']!r}")
@@ -164,6 +168,11 @@ def check(config):
         raise ValueError(f"config.batch_size={config.batch_size} is not a multiple of config.group_size={config.group_size}")
     if not 0 <= config.ema < 1:
         raise ValueError(f"config.ema={config.ema} must lie in [0, 1)")
+    for regex in config.init_fresh:
+        try:
+            re.compile(regex)
+        except (re.error, TypeError) as error:
+            raise ValueError(f"config.init_fresh: {regex!r} is not a regular expression: {error}") from error
     if not config.objective.name:
         raise ValueError("config.objective.name is empty: name a module of mcd_jax/objectives or your own dotted path")
     if not config.data.views:

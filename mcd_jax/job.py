@@ -127,17 +127,22 @@ def inputs(config, pipeline):
 
 
 def term_weights(config, durations):
-    """term -> weight: a number, or a function of the step where `config.objective.warmup` ramps it linearly from zero.
+    """term -> weight: a number, or a function of the step where `config.objective.warmup` ramps it linearly from zero or
+    `config.objective.decay` divides it by 1 + the number of such durations that have passed.
 
     Terms of composed methods are "<method>/<term>".
     """
-    def ramp(weight, steps):
-        return lambda step: weight * jnp.minimum(1.0, step.astype(jnp.float32) / steps)
+    def curve(weight, warmup, decay):
+        def of_step(step):
+            rise = jnp.minimum(1.0, step.astype(jnp.float32) / warmup) if warmup else 1.0
+            return weight * rise / (1 + step // decay if decay else 1.0)
+        return of_step
 
     result = {}
     for method, section in config_lib.methods(config.objective).items():
+        where = ".".join(filter(None, ("objective", method)))
         for term, weight in section.weights.items():
-            key = ".".join(filter(None, ("objective", method, "warmup", term)))
-            warmup = durations(key, section.get("warmup", {}).get(term, 0))
-            result["/".join(filter(None, (method, term)))] = ramp(weight, warmup) if warmup and weight else weight
+            warmup, decay = (durations(f"{where}.{key}.{term}", section.get(key, {}).get(term, 0)) for key in ("warmup", "decay"))
+            name = "/".join(filter(None, (method, term)))
+            result[name] = curve(weight, warmup, decay) if weight and (warmup or decay) else weight
     return result

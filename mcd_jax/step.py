@@ -18,11 +18,16 @@ class State(NamedTuple):
 
 
 def init_state(objective, tx, key, batch, params=None):
-    """State at step 0. `params`, where given, replace the fresh ones before memory starts, so a teacher copies what was loaded."""
+    """State at step 0. `params`, all or some, replace fresh ones before memory starts, so that a teacher copies what was loaded."""
     k_params, k_memory, k_run = jax.random.split(key, 3)
-    params = objective.init(k_params, batch) if params is None else params
+    params = _over(objective.init(k_params, batch), params or {})
     memory = objective.start(k_memory, params, batch)
     return State(jnp.int32(0), params, tx.init(params), memory, k_run)
+
+
+def _over(fresh, loaded):
+    """Nested dicts: the leaves of `fresh`, those that `loaded` has replaced."""
+    return {k: _over(v, loaded.get(k, {})) if isinstance(v, dict) else loaded.get(k, v) for k, v in fresh.items()}
 
 
 def make_step(objective, tx, weights):

@@ -73,7 +73,7 @@ def train(config, workdir):
             state = checkpoint.restore_from(config.resume_from, job.abstract)
             say(lead, f"continuing {config.resume_from} at step {int(state.step):,}")
         elif config.init_from:
-            state = job.init(key, checkpoint.restore_from(config.init_from, job.abstract.params, "params"))
+            state = job.init(key, checkpoint.restore_from(config.init_from, job.abstract.params, "params", config.init_fresh))
             say(lead, f"starting from the parameters of {config.init_from}")
         else:
             state = job.init(key)

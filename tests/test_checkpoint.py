@@ -209,6 +209,21 @@ def test_restore_from_takes_a_run_or_one_step_and_one_part(tmp_path):
         checkpoint.restore_from(tmp_path, {"logit_scale": params["logit_scale"]}, "params")
 
 
+def test_restore_from_leaves_aside_what_it_is_told(tmp_path):
+    """On both sides: a parameter of the run that is not wanted, and one of this config that the run doesn't have."""
+    saved(tmp_path, [10])
+    params = abstract(make_state()).params
+    wanted = {**params, "head": {"kernel": params["logit_scale"]}}
+    with pytest.raises(checkpoint.MismatchError, match=r"params/head/kernel is absent .*config\.init_fresh"):
+        checkpoint.restore_from(tmp_path, wanted, "params")
+    back = checkpoint.restore_from(tmp_path, wanted, "params", ("head/.*", "logit_scale"))
+    assert checkpoint.checksum(back) == checkpoint.checksum({"image": make_state(10).params["image"]})
+    del wanted["logit_scale"]
+    assert set(checkpoint.restore_from(tmp_path, wanted, "params", ("head/.*", "logit_.*"))) == {"image"}
+    with pytest.raises(checkpoint.MismatchError, match=r"'heads/\.\*' matches no parameter"):
+        checkpoint.restore_from(tmp_path, wanted, "params", ("heads/.*",))
+
+
 def test_a_failed_save_is_reported_before_the_next_step(tmp_path, monkeypatch):
     saver = checkpoint.Checkpoints(tmp_path)
     saver.save(10, make_state(10))

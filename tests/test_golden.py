@@ -80,7 +80,21 @@ def slow_gcl(out):
     return total / len(rows)
 
 
-SLOW = {"gcl": slow_gcl, "clip": slow_clip, "siglip": slow_siglip, "ssl": slow_ssl, "misalignment": slow_misalignment}
+def slow_m2(out):
+    image, text = np.asarray(out["image"], np.float64), np.asarray(out["text"], np.float64)
+    lam, scale, total = float(out["mix/m2"]), float(out["m2/scale"]), 0.0
+    theta = np.arccos(np.sum(image * text, axis=1))[:, None]
+    mixed = (np.sin(lam * theta) * image + np.sin((1 - lam) * theta) * text) / np.sin(theta)
+    for i in range(len(image)):
+        for anchor in (image[i], text[i]):
+            positive = np.exp(scale * image[i] @ text[i])
+            negatives = sum(np.exp(scale * anchor @ mixed[j]) for j in range(len(image)) if j != i)
+            total -= np.log(positive / (positive + negatives))
+    return total / len(image) / 2
+
+
+SLOW = {"gcl": slow_gcl, "m2": slow_m2, "clip": slow_clip, "siglip": slow_siglip, "ssl": slow_ssl,
+        "misalignment": slow_misalignment}
 
 
 @pytest.mark.parametrize("method", tiny.METHODS)

@@ -25,8 +25,9 @@ def test_step_moves_every_parameter_and_reports_its_terms(method):
     still = [jax.tree_util.keystr(path) for path, m in jax.tree_util.tree_leaves_with_path(moved) if not m]
     assert not still
     assert int(after.step) == 1 and np.isfinite(report["loss"]) and report["grad_norm"] > 0
-    total = sum(v for k, v in report.items() if k.startswith("loss/"))
-    np.testing.assert_allclose(report["loss"], total, rtol=1e-5)   # every live weight of the defaults is 1
+    weights = tiny.weights(tiny.config(method))
+    total = sum(weights[k.removeprefix("loss/")] * v for k, v in report.items() if k.startswith("loss/"))
+    np.testing.assert_allclose(report["loss"], total, rtol=1e-5)
 
 
 def test_memory_gets_no_gradient_and_follows_by_its_momentum():
@@ -64,9 +65,9 @@ def test_ratio_is_zero_when_the_augmented_view_is_the_original():
     assert float(objective.metrics["misalignment/student"](out)) == 0
 
 
-@pytest.mark.parametrize("method", ("slip", "mcd"))
+@pytest.mark.parametrize("method", ("slip", "mcd", "m2mix"))
 def test_a_zero_weight_leaves_no_trace_in_the_compiled_step(method):
-    off = {"slip": {"ssl": 0}, "mcd": {"misalignment": 0}}[method]
+    off = {"slip": {"ssl": 0}, "mcd": {"misalignment": 0}, "m2mix": {"m2": 0}}[method]
 
     def flops(method, weights):
         objective, tx, w, state, batch = tiny.build(method, weights)
@@ -183,7 +184,7 @@ def test_misspelt_options_and_terms_are_refused_with_the_nearest_name():
         config_lib.objective("mcd", emam=0.9)
     with pytest.raises(ValueError, match=r"unknown term of objective 'mcd': 'misaligment'; did you mean 'misalignment'"):
         config_lib.objective("mcd", weights=dict(misaligment=1.0))
-    with pytest.raises(ValueError, match=r"no objectives module 'mdc': the package has clip, gcl, mcd, siglip, slip;"):
+    with pytest.raises(ValueError, match=r"no objectives module 'mdc': the package has clip, gcl, m2mix, mcd, siglip, slip;"):
         config_lib.objective("mdc")
 
 

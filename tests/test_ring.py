@@ -8,7 +8,7 @@ import pytest
 
 from mcd_jax import hlo
 from mcd_jax import mesh as mesh_lib
-from mcd_jax.losses import contrastive, distill, log_ratio, modalities, ring, ssl
+from mcd_jax.losses import contrastive, distill, log_ratio, mixup, modalities, ring, ssl
 
 B, D = 24, 8
 MESHES = {"1": ({}, 1), "2 data": ({"data": 2}, 2), "2 data x 2 fsdp": ({"data": 2, "fsdp": 2}, 4),
@@ -56,6 +56,9 @@ LOSSES = {
         {"i": x, "t": y, "it": unit(x + y)}, scale, {("i", "t"): 1.0, ("it", "i"): 0.5}, False, form),
     "gcl separation": lambda x, y, scale, bias, form: modalities.separation(x, y, scale, rows(3), form),
     "gcl separation labels": lambda x, y, scale, bias, form: modalities.separation(x, y, scale, jnp.arange(B) % 5, form),
+    "m2mix m2": lambda x, y, scale, bias, form: mixup.m2(x, y, mixup.slerp(x, y, 0.3), scale, form=form),
+    "m2mix v": lambda x, y, scale, bias, form: mixup.v_mix(x, y, 0.3, scale, form=form),
+    "m2mix vl": lambda x, y, scale, bias, form: mixup.vl_mix(x, y, 0.3, scale, "both", True, form=form),
     "alignment_kl": lambda x, y, scale, bias, form: distill.alignment_kl(rows(3), rows(4), x, y, 7.0, scale, form),
 }
 

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import tiny
 
-from mcd_jax import hlo, job, optim
+from mcd_jax import hlo, optim
 from mcd_jax import mesh as mesh_lib
 from mcd_jax import step as step_lib
 from mcd_jax.objectives import compose
@@ -14,7 +14,7 @@ MESHES = {"1": ({}, 1), "2 data": ({"data": 2}, 2), "4 data": ({"data": 4}, 4), 
           "2 slices x 2 fsdp": ({"slice": 2, "fsdp": 2}, 4), "2 data x 2 tensor": ({"data": 2, "tensor": 2}, 4)}
 VIT = dict(name="vit", width=16, depth=2, num_heads=2, mlp_dim=32, patch_size=4, scan=True, remat="full")
 EXTRA = {"mcd": dict(distill=0.5, clip_augmented=0.5), "gcl": dict(separate_image=0.5, separate_text=0.5, clip=0.5),
-         "mcd+gcl": {"mcd/distill": 0.5}}   # every term that a mesh could break
+         "m2mix": dict(m2=0.5, v=0.5, l=0.5, vl=0.5), "mcd+gcl": {"mcd/distill": 0.5}}   # every term that a mesh could break
 
 
 def setup(method, mesh, microbatches=1, form="gather", tower=tiny.IMAGE):
@@ -32,8 +32,7 @@ def setup(method, mesh, microbatches=1, form="gather", tower=tiny.IMAGE):
     mesh = mesh_lib.make(sizes, jax.devices()[:devices])
     state = step_lib.init_state(objective, tx, jax.random.key(0), batch)
     places = mesh_lib.shardings(state, ((".*", "fsdp"),), mesh)
-    weights = job.term_weights(config, lambda name, value: 0)
-    step = jax.jit(step_lib.make_step(objective, tx, weights), out_shardings=(places, None))
+    step = jax.jit(step_lib.make_step(objective, tx, tiny.weights(config)), out_shardings=(places, None))
     return mesh, step, jax.device_put(state, places), jax.device_put(batch, mesh_lib.batch_sharding(mesh))
 
 

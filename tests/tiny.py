@@ -10,8 +10,8 @@ from mcd_jax import step as step_lib
 from mcd_jax.objectives import compose
 
 SIZE, CONTEXT, VOCAB, EOT, BATCH = 16, 6, 32, 2, 8
-METHODS = ("clip", "siglip", "slip", "mcd", "gcl", "mcd+gcl")   # "+": composed
-SMALL = {"slip": dict(hidden=16, out_dim=8), "mcd": dict(ssl_hidden=16, ssl_dim=8)}
+METHODS = ("clip", "siglip", "slip", "mcd", "gcl", "m2mix", "mcd+gcl")   # "+": composed
+SMALL = {"slip": dict(hidden=16, out_dim=8), "mcd": dict(ssl_hidden=16, ssl_dim=8), "m2mix": dict(temperature=0.0, m2_learned=True)}
 IMAGE = dict(name="resnet", widths=(8, 8), depths=(1, 1), stem_patch=4, mask_patch=4, norm="layer")
 TEXT = dict(name="text", width=8, depth=1, num_heads=2, mlp_dim=16)
 
@@ -36,11 +36,16 @@ def options(method):
     return load.load("objectives", method).Options._fields
 
 
-def weigh(config, weights):
+def weigh(config, given):
     """Sets weights in a config: term -> number, "<method>/<term>" of a composed one."""
-    for name, value in weights.items():
+    for name, value in given.items():
         method, _, term = name.rpartition("/")
         (config.objective[method] if method else config.objective).weights[term] = float(value)
+
+
+def weights(config):
+    """term -> constant weight, as the step takes it."""
+    return job.term_weights(config, lambda name, value: 0)
 
 
 def batch(seed=0, size=BATCH):
@@ -55,13 +60,13 @@ def batch(seed=0, size=BATCH):
     return {**views, "text": text}
 
 
-def build(method, weights=None, **changes):
+def build(method, given=None, **changes):
     """(objective, tx, weights, state, batch) of a tiny method."""
     cfg = config(method, **changes)
-    weigh(cfg, weights or {})
+    weigh(cfg, given or {})
     objective = compose.objective(cfg)
     data = jax.tree.map(jnp.asarray, batch())
     shapes = jax.eval_shape(objective.init, jax.random.key(0), data)
     tx, _ = optim.make(cfg.optimizer, shapes, total_steps=10, batch_size=BATCH, examples=80)
     state = step_lib.init_state(objective, tx, jax.random.key(0), data)
-    return objective, tx, job.term_weights(cfg, lambda name, value: 0), state, data
+    return objective, tx, weights(cfg), state, data

@@ -24,12 +24,38 @@ KEYS = ("source", "views", "n", "where")
 
 
 def alignment(x, y):
-    """Mean squared distance of pairs of (n, D) unit rows: ()."""
+    """Mean squared distance of pairs of (n, D) unit rows: (), lower is better.
+
+    Oh, So et al. (NeurIPS 2023) print another one with the opposite sign, minus `relative_alignment` with the texts as x.
+    """
     return float(np.mean(np.sum((x - y) ** 2, axis=1)))
 
 
+def relative_alignment(x, y, chunk=1024):
+    """Mean of ||x_i - y_i||^2 - min_{j != i} ||x_i - y_j||^2 of (n, D) unit rows, n >= 2: (); lower is better.
+
+    Source: `rel_lalign_torch` in loss.py of the code released with Oh, So et al. (NeurIPS 2023), called with the texts as x.
+    """
+    x, y = np.asarray(x, np.float64), np.asarray(y, np.float64)
+    if len(x) < 2:
+        raise ValueError(f"relative alignment needs at least two pairs, got {len(x)}")
+    total = 0.0
+    for start in range(0, len(x), chunk):
+        block = x[start:start + chunk]
+        squared = np.sum(block ** 2, axis=1)[:, None] + np.sum(y ** 2, axis=1)[None, :] - 2.0 * block @ y.T
+        own = np.arange(len(block)), np.arange(start, start + len(block))
+        pairs = squared[own]
+        squared[own] = np.inf
+        total += np.sum(pairs - np.min(squared, axis=1))
+    return float(total / len(x))
+
+
 def uniformity(x, t=2.0, chunk=1024):
-    """log mean_{i<j} exp(-t ||x_i - x_j||^2) of (n, D) unit rows, n >= 2: (), at most 0."""
+    """log mean_{i<j} exp(-t ||x_i - x_j||^2) of (n, D) unit rows, n >= 2: (), at most 0, lower is better.
+
+    The sign of Wang and Isola. Oh, So et al. (NeurIPS 2023) print its negative, higher is better, over both modalities together:
+    minus `uniformity_both` (as remembered of the paper). Their released code has Wang and Isola's sign, and takes the images twice.
+    """
     x = np.asarray(x, np.float64)
     if len(x) < 2:
         raise ValueError(f"uniformity needs at least two rows, got {len(x)}")
