@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import tiny
 
+from mcd_jax import checkpoint, embed, evaluate, fingerprint, job, load, tally
 from mcd_jax import config as config_lib
-from mcd_jax import embed, evaluate, fingerprint, job, load, tally
 from mcd_jax import step as step_lib
 from mcd_jax.objectives import compose, pair
 from mcd_jax.sweep import plan
@@ -188,3 +188,31 @@ def test_a_composed_run_trains_and_its_teacher_embeds():
         found = embed.make_embed(built.objective, "memory/mcd/teacher", 16)(state, {k: batch[k] for k in ("image", "text")})
     built.pipeline.close()
     assert np.isfinite(float(report["loss"])) and found["fused"].shape == (16, 16) and set(report) >= REPORTED
+
+
+def test_mixtures_compose_with_the_others():
+    """Coefficients are drawn once for the batch by the method itself, another number than any other's; no pass of a tower more."""
+    assert forward_flops("clip+m2mix") == forward_flops("clip")
+    objective, _, _, state, batch = tiny.build("mcd+gcl+m2mix")
+    assert set(state.params) == {"image", "text", "logit_scale", "m2"}
+    out = jax.jit(objective.forward)(state.params, state.memory, batch, jax.random.key(0), state.step)
+    np.testing.assert_array_equal(out["mcd"]["image"], out["m2mix"]["image"])
+    assert 0 < float(out["m2mix"]["mix/m2"]) < 1 and np.isfinite(float(objective.terms["m2mix/m2"](out)))
+
+
+def test_a_run_without_fusion_starts_one_with_it(tmp_path):
+    """config.init_from: what the other run lacks is named in config.init_fresh, else it is refused by name."""
+    _, _, _, state, batch = tiny.build("clip")
+    saver = checkpoint.Checkpoints(tmp_path)
+    saver.save(10, state)
+    saver.wait()
+    objective, tx, _, fresh, _ = tiny.build("gcl", fusion="tower")
+    shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), fresh.params)
+    with pytest.raises(checkpoint.MismatchError, match=r"params/fusion/position is absent .*config\.init_fresh"):
+        checkpoint.restore_from(tmp_path, shapes, "params")
+    loaded = checkpoint.restore_from(tmp_path, shapes, "params", ("fusion/.*",))
+    started = jax.jit(lambda: step_lib.init_state(objective, tx, jax.random.key(3), batch, loaded))().params
+    assert set(started) == set(fresh.params)
+    for path, want in fingerprint.flat(state.params).items():
+        np.testing.assert_array_equal(fingerprint.flat(started)[path], want, err_msg=path)
+    assert np.any(started["fusion"]["proj"]["kernel"])

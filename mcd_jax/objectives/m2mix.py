@@ -22,8 +22,7 @@ import jax.numpy as jnp
 
 from mcd_jax import config as config_lib
 from mcd_jax.losses import contrastive, mixup
-from mcd_jax.microbatch import microbatched
-from mcd_jax.objectives import Objective, nothing, pair, unchanged
+from mcd_jax.objectives import pair
 
 
 class Options(NamedTuple):
@@ -80,24 +79,15 @@ def make(config):
         params = towers.init(key)
         return {**params, "m2": {"logit_scale": jnp.float32(-math.log(opts.m2_temperature))}} if own_scale else params
 
-    def encode(params, memory, rows, key):
-        return {"rows": {
-            "image": towers.image(params, rows["image"], path_noise=rows.get("image/noise"))["z"],
-            "text": towers.text(params, rows["text"], path_noise=rows.get("text/noise"))["z"]}}
-
-    def forward(params, memory, batch, key, step):
-        k_noise, k_mix = jax.random.split(key)
-        rows = {"image": batch[opts.image], "text": batch[opts.text]}
-        rows |= pair.path_noise(towers, k_noise, len(rows["image"]), "image")
-        out = microbatched(encode, config.microbatches)(params, memory, rows)["rows"]
-        out["scale"] = jnp.float32(1 / opts.temperature) if opts.temperature else towers.scale(params)
+    def finish(out, params, memory, batch, key, step):
+        out = {**out, "scale": jnp.float32(1 / opts.temperature) if opts.temperature else towers.scale(params)}
         if own_scale:
             out["m2/scale"] = jnp.exp(params["m2"]["logit_scale"])
         else:
             out["m2/scale"] = jnp.float32(1 / opts.m2_temperature) if opts.m2_temperature else out["scale"]
         for i, term in enumerate(MIXED):
             if term in live:
-                out[f"mix/{term}"] = jax.random.beta(jax.random.fold_in(k_mix, i), betas[term], betas[term])
+                out[f"mix/{term}"] = jax.random.beta(jax.random.fold_in(key, i), betas[term], betas[term])
         return out
 
     def mixtures(out):
@@ -115,17 +105,13 @@ def make(config):
         metrics |= {"m2/logit_scale": lambda out: out["m2/scale"],
                     "m2/hard_negatives": lambda out: mixup.hard_share(*mixtures(out), opts.form)}
 
-    return Objective(
-        needs=(opts.image, opts.text),
+    return pair.objective(
+        config, towers, pair.Parts({"image": pair.View("image", opts.image), "text": pair.View("text", opts.text)}, finish=finish),
         init=init,
-        start=nothing,
-        forward=forward,
         terms={"clip": lambda out: contrastive.softmax(out["image"], out["text"], out["scale"], opts.form),
                "m2": m2,
                "v": mixed(mixup.v_mix, "v"),
                "l": mixed(mixup.l_mix, "l"),
                "vl": mixed(mixup.vl_mix, "vl", target=opts.vl_target)},
         metrics=metrics,
-        heads={"embed": pair.embed_head(towers)},
-        remember=unchanged,
     )
