@@ -12,25 +12,26 @@ SIZE = 48
 ORIGINAL = f"decode|crop({SIZE}, 0.5)"
 AUGMENTED = f"decode|crop({SIZE}, 0.08)|jitter(0.4, 0.4, 0.4, 0.1, 0.8)|gray(0.2)|blur(0.5)|flip(0.5)"   # SLIP's recipe
 CONTEXT = 12
-TEXT = f"caption('random')|tokenize({CONTEXT}, 'emoji')"
-LABEL = f"caption('first')|tokenize({CONTEXT}, 'emoji')"
+TEXT, LABEL = (f"caption({which!r})|tokenize({CONTEXT}, {{tokenizer!r}})" for which in ("random", "first"))
 HELD_OUT_VENDOR = "openmoji_train+openmoji_validation+openmoji_test"
 # prompts of the multilingual ensemble; the captions that train are English
 LANGUAGES = ("en", "de", "es", "fr", "it", "pt")
 
 
-def base(steps, views):
+def base(steps, views, size=SIZE, tokenizer="emoji"):
     """The config of the embedded data set without an objective.
 
     Args:
       steps: a duration.
       views: image views of the batch beside the caption, name -> pipe string.
+      size: pixels of the images that evaluations show.
+      tokenizer: of captions and evaluations.
     """
     config = config_lib.default()
     config.steps = steps
     config.batch_size = 256
     config.data.source = dict(name="emoji", split="train", captions=("label", "label: tags"), languages=("en",))
-    config.data.views = dict(**views, text=TEXT)
+    config.data.views = dict(**views, text=TEXT.format(tokenizer=tokenizer))
     config.data.workers, config.data.cache = 1, True
     config.model = dict(
         image=dict(name="resnet", widths=(48, 128), depths=(1, 1), stem_patch=4, mask_patch=8, grad_rows=32),
@@ -40,7 +41,7 @@ def base(steps, views):
     )
     config.optimizer.lr = 4e-3
     config.optimizer.weight_decay = 0.1
-    config.evals = evaluations("params")
+    config.evals = evaluations("params", size, tokenizer)
     config.evals.retrieval.validation.every = "20 percent"
     config.checkpoint = dict(every="20 percent", keep=2, best="")
     return config
@@ -63,10 +64,10 @@ def source(split, **more):
     return dict(name="emoji", split=split, **{"captions": ("label",), "languages": ("en",), **more})
 
 
-def evaluations(read):
+def evaluations(read, size=SIZE, tokenizer="emoji"):
     """`config.evals`: figures on the held-out vendor, the held-out concepts and the validation concepts, by the network `read`."""
     flags = dict(no_flags="flag")
-    plain = dict(image=f"decode|resize({SIZE})", text=LABEL)
+    plain = dict(image=f"decode|resize({size})", text=LABEL.format(tokenizer=tokenizer))
 
     def retrieval(split, queries=None):
         return dict(source=source(split), views=plain, match="concept_id", queries=queries or {}, without=flags, read=read)
@@ -74,11 +75,11 @@ def evaluations(read):
     def zeroshot(split, label, templates=("{}",), languages=("en",)):
         names = GROUP_NAMES if label == "group" else source("train+validation+test", languages=languages)
         return dict(source=source(split), views=dict(image=plain["image"]), label=label, names=names, templates=templates,
-                    tokenizer="emoji", context=CONTEXT, without=flags, read=read)
+                    tokenizer=tokenizer, context=CONTEXT, without=flags, read=read)
 
     def misalignment(split, read):
         return dict(source=source(split), n=200, views=plain, kinds=("crop", "jitter", "gray", "blur", "all"),
-                    levels=(0.25, 0.5, 0.75, 1.0), augmented=f"decode|resize({SIZE})|severity('{{kind}}', {{level}})", read=read)
+                    levels=(0.25, 0.5, 0.75, 1.0), augmented=f"decode|resize({size})|severity('{{kind}}', {{level}})", read=read)
 
     return dict(
         retrieval=dict(

@@ -127,7 +127,7 @@ class Checkpoints:
             self._checkpointer.close()
             self._checkpointer = None
 
-    def restore(self, abstract, step=None, part="", without=()):
+    def restore(self, abstract, step=None, part="", without=(), besides=""):
         """The newest readable state, or exactly that of `step`.
 
         A checkpoint that is unfinished, damaged or whose arrays differ from the fingerprints taken when it was saved is
@@ -135,8 +135,9 @@ class Checkpoints:
 
         Args:
           abstract: jax.ShapeDtypeStructs with shardings (another mesh than the saved one is fine): the state, or only the
-            field of it that `part` names ("params"), and then nothing else is read.
-          without: regexes of leaves of that field, of nested dicts, that are left aside on both sides and not in the result.
+            part of it that `part` names ("params", "params/text"), and then nothing else is read.
+          without: regexes of leaves of that part, of nested dicts, that are left aside on both sides and not in the result.
+          besides: regex of saved paths that `abstract` may lack ("params/text/proj/.*").
 
         Raises:
           MismatchError: a leaf is missing, new, or of another shape or dtype; the message names it with both shapes.
@@ -146,7 +147,7 @@ class Checkpoints:
         while steps := [s for s in self._folders() if s not in self._broken and step in (None, s)]:
             newest = steps[-1]
             try:
-                result = self._read(newest, abstract, part, without)
+                result = self._read(newest, abstract, part, without, besides)
             except (MismatchError, MemoryError):
                 raise
             except Exception as error:
@@ -178,8 +179,8 @@ class Checkpoints:
         except (ValueError, KeyError) as error:
             raise OSError(f"the checkpoint of step {step} in {self.directory} can't be used: {_reason(error)}") from error
 
-    def _read(self, step, abstract, part, without):
-        path = self.directory / str(step)
+    def _read(self, step, abstract, part, without, besides):
+        path, inside = self.directory / str(step), part.split("/") if part else []
         manifest = self._manifest(step)
         saved = {k: v for k, v in manifest["leaves"].items() if k.startswith(part and f"{part}/")}
         if without:
@@ -189,14 +190,18 @@ class Checkpoints:
                     raise MismatchError(f"config.init_fresh: {regex!r} matches no parameter of {path} or of this config")
             saved = {k: v for k, v in saved.items() if not any(re.fullmatch(regex, names[k]) for regex in without)}
             abstract = _without(abstract, without)
-        abstract = {part: abstract} if part else abstract
-        _compare(saved, _leaves(abstract), path, part)
+        for key in reversed(inside):
+            abstract = {key: abstract}
+        wanted = _leaves(abstract)
+        _compare({k: v for k, v in saved.items() if k in wanted or not re.fullmatch(besides, k)}, wanted, path, part)
         state = _load(path / "state", abstract, partial=bool(part))
         now = fingerprint.fingerprints(state)
         wrong = sorted(k for k in now if now[k] != manifest["fingerprints"][k])
         if wrong:
             raise ValueError(f"{wrong[0]} doesn't hold the saved values" + _more(len(wrong)))
-        return state[part] if part else state
+        for key in inside:
+            state = state[key]
+        return state
 
     def _manifest(self, step):
         path = self.directory / str(step)
@@ -255,10 +260,10 @@ class Checkpoints:
                           f"{_reason(error)}") from error
 
 
-def restore_from(path, abstract, part="", without=()):
-    """The state, or the field `part` of it, of another run: `path` is its workdir, or one of its `checkpoints/<step>`.
+def restore_from(path, abstract, part="", without=(), besides=""):
+    """The state, or `part` of it, of another run: `path` is its workdir, or one of its `checkpoints/<step>`.
 
-    `without` as `Checkpoints.restore` takes it.
+    `without` and `besides` as `Checkpoints.restore` takes them.
 
     Raises:
       MismatchError, FileNotFoundError, OSError: as `Checkpoints.restore` does.
@@ -266,7 +271,7 @@ def restore_from(path, abstract, part="", without=()):
     path = epath.Path(path)
     step = int(path.name) if path.name.isdigit() and path.parent.name == "checkpoints" else None
     workdir = path if step is None else path.parent.parent
-    return Checkpoints(workdir, read_only=True).restore(abstract, step, part, without)
+    return Checkpoints(workdir, read_only=True).restore(abstract, step, part, without, besides)
 
 
 def check_writable(workdir):

@@ -59,6 +59,7 @@ def default():
     config.resume_from = ""         # another workdir whose whole state this run continues
     config.init_from = ""           # another workdir whose parameters this run starts from
     config.init_fresh = ()          # regexes of parameters that it doesn't give: they start as without it, such as "logit_scale"
+    config.init_locked = dict(image="", text="")   # workdirs that have the weights of the towers in config.model.locked
     return config
 
 
@@ -175,6 +176,11 @@ def check(config):
             raise ValueError(f"config.init_fresh: {regex!r} is not a regular expression: {error}") from error
     if not config.objective.name:
         raise ValueError("config.objective.name is empty: name a module of mcd_jax/objectives or your own dotted path")
+    for kind, folder in config.get("init_locked", {}).items():
+        refuse_unknown(kind, base.init_locked, "config.init_locked key")
+        if folder and kind not in config.model.get("locked", ()):
+            raise ValueError(f"config.init_locked.{kind}={folder!r}, but config.model.locked={config.model.get('locked', ())!r} "
+                             f"does not lock the {kind} tower: add {kind!r} to it, or leave the key empty")
     if not config.data.views:
         raise ValueError("config.data.views is empty: give at least one batch key with its pipe string")
 

@@ -4,9 +4,11 @@ import functools
 import jax
 import numpy as np
 
+from mcd_jax.objectives import pair
+
 
 def parameters(state, read):
-    """The parameter tree that `read` names.
+    """The parameter tree that `read` names, locked towers in their places.
 
     Args:
       state: a `State`.
@@ -17,7 +19,7 @@ def parameters(state, read):
       ValueError: no such path; the message lists what there is.
     """
     if read in ("params", "init"):
-        return state.params
+        return pair.whole(state.params, state.memory)
     root, *path = read.split("/")
     node, seen = (state.memory, root) if root == "memory" and path else (None, root)
     for key in path if node is not None else ():
@@ -28,7 +30,7 @@ def parameters(state, read):
     if not isinstance(node, dict):
         held = ", ".join(f"memory/{k}" for k in state.memory) if isinstance(state.memory, dict) else ""
         raise ValueError(f"read={read!r} names no parameters: there are {', '.join(filter(None, ['params', 'init', held]))}")
-    return {**state.params, **node}
+    return pair.whole({**state.params, **node}, state.memory)
 
 
 def make_embed(objective, read="params", batch_size=256, place=None, held=None):

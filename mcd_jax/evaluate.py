@@ -150,7 +150,7 @@ def run(evals, state, step, job, workdir, stop=lambda: False, say=None, compiled
             break
         start = time.time()
         if e.read == "init" and fresh is None:
-            fresh = job.init(jax.random.key(job.config.seed))
+            fresh = job.init(jax.random.key(job.config.seed), None, state.memory.get("locked"))
         size = batch_rows(e.batch_size, job.mesh)
         if (e.read, size) not in embeds:
             held = mesh_lib.local_rows(size, job.mesh) if jax.process_count() > 1 else None

@@ -80,6 +80,10 @@ def _text(text, keep):
     return _blocks(text, tokens) + (_pool(text, tokens) if text.pool == "map" else 0), text.width
 
 
+def _bert(bert, keep):
+    return _blocks(bert, bert.context), bert.width
+
+
 def _blocks(tower, tokens):
     per_token = 8 * tower.width ** 2 + 4 * tokens * tower.width + 4 * tower.width * tower.mlp_dim  # q k v out, attention, MLP
     return tower.depth * tokens * per_token
@@ -117,6 +121,24 @@ def _resnet(net, keep):
     return total, width
 
 
+def _efficientnet(net, keep):
+    side = -(-net.image_size // 2)
+    total, width = _taps(net.image_size, 3, 2) ** 2 * 2 * 3 * net.stem_width, net.stem_width
+    for repeats, kernel, stride, expansion, wide in net.stages:
+        for step in [stride] + [1] * (repeats - 1):
+            inner, before, side = width * expansion, side, -(-side // step)
+            total += _conv(1, width, inner) * before ** 2 * (expansion > 1) + 2 * _taps(before, kernel, step) ** 2 * inner
+            total, width = total + side ** 2 * _conv(1, inner, wide), wide
+    return total + side ** 2 * _conv(1, width, net.features), net.features
+
+
+def _taps(side, kernel, stride):
+    """Products with data along one side of a convolution with TensorFlow's padding: those with zeros don't count, as in XLA."""
+    out = -(-side // stride)
+    first = max((out - 1) * stride + kernel - side, 0) // 2
+    return sum(0 <= at * stride + tap - first < side for at in range(out) for tap in range(kernel))
+
+
 def _conv(side, inputs, outputs):
     return 2 * side ** 2 * inputs * outputs
 
@@ -127,4 +149,4 @@ def _same(side, inputs, outputs, stride=1):
     return 2 * taps ** 2 * inputs * outputs
 
 
-FORMULAS = {"vit": _vit, "resnet": _resnet, "text": _text}
+FORMULAS = {"vit": _vit, "resnet": _resnet, "efficientnet": _efficientnet, "text": _text, "bert": _bert}

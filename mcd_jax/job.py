@@ -9,12 +9,13 @@ import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
+from mcd_jax import checkpoint, duration, optim, tally
 from mcd_jax import config as config_lib
-from mcd_jax import duration, optim, tally
 from mcd_jax import mesh as mesh_lib
 from mcd_jax import step as step_lib
 from mcd_jax.data import pipeline as pipeline_lib
-from mcd_jax.objectives import compose
+from mcd_jax.models import towers as towers_lib
+from mcd_jax.objectives import compose, pair
 
 
 class Job(NamedTuple):
@@ -28,7 +29,7 @@ class Job(NamedTuple):
     total_steps: int
     abstract: Any           # State of jax.ShapeDtypeStruct, with shardings
     placement: str          # the table of parameters and where they live
-    init: Callable          # (key, params=None) -> State, on the mesh
+    init: Callable          # (key, params=None, locked=None) -> State, on the mesh; see `initial`
     step: Callable          # jitted (State, batch) -> (State, metrics); the State is donated
     durations: Callable     # (name, value) -> steps
     flops: Callable         # () -> matmul and convolution FLOPs of one step over the global batch
@@ -66,7 +67,7 @@ def build(config, bad_examples=None, devices=None):
         raise ValueError(f"config.steps={config.steps!r} gives no step at all")
 
     # ---- objective -------------------------------------------------------------------------------------------------------------
-    objective = compose.objective(config)
+    objective = objective_of(config)
     missing = [key for key in objective.needs if key not in batch]
     if missing:
         raise ValueError(f"objective {config_lib.title(config.objective)!r} needs the batch key {missing[0]!r}, which "
@@ -79,18 +80,61 @@ def build(config, bad_examples=None, devices=None):
     shapes = jax.eval_shape(objective.init, jax.random.key(0), batch)
     tx, schedules = optim.make(config.optimizer, shapes, total_steps=total, batch_size=size, examples=pipeline.examples)
 
-    def init(key, batch, params=None):
-        return step_lib.init_state(objective, tx, key, batch, params)
+    def init(key, batch, params=None, locked=None):
+        state = step_lib.init_state(objective, tx, key, batch, params)
+        return state._replace(memory={**state.memory, "locked": locked}) if locked else state
 
     state = jax.eval_shape(init, jax.random.key(0), batch)
     shardings = mesh_lib.shardings(state, config.sharding, mesh)
     abstract = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), state, shardings)
     step = jax.jit(step_lib.make_step(objective, tx, weights), donate_argnums=0, out_shardings=(shardings, None))
-    start = jax.jit(lambda key, params: init(key, zeros(batch), params), out_shardings=shardings)
+    start = jax.jit(lambda key, params, locked: init(key, zeros(batch), params, locked), out_shardings=shardings)
     return Job(config, mesh, pipeline, batch, objective, tx, schedules, total, abstract,
-               mesh_lib.table(abstract.params, config.sharding, mesh),
-               lambda key, params=None: start(key, params), step, lambda name, value: durations(name, value, total),
+               mesh_lib.table(abstract.params, config.sharding, mesh) + locked_line(abstract),
+               lambda key, params=None, locked=None: start(key, params, locked), step,
+               lambda name, value: durations(name, value, total),
                lambda: model_flops(config, tx, weights, state, batch))
+
+
+def objective_of(config):
+    """The `Objective` of a resolved config, with the towers of config.model.locked in its memory."""
+    return pair.lock(compose.objective(config), config.model.get("locked", ()))
+
+
+def initial(config, abstract):
+    """What config.init_from and config.init_locked hold for a new run: (parameters or None, locked towers), for `Job.init`.
+
+    init_from gives every parameter, those of locked towers too, except the towers that init_locked names.
+
+    Args:
+      abstract: the `Job`'s State of shapes.
+
+    Raises:
+      MismatchError, FileNotFoundError, OSError: as `checkpoint.restore_from` does.
+      ValueError: a locked tower for which neither key gives weights.
+    """
+    names, shapes = config.model.get("locked", ()), abstract.memory.get("locked", {})
+    folders = {kind: folder for kind, folder in config.get("init_locked", {}).items() if folder}
+    towers = {kind: checkpoint.restore_from(folder, shapes[kind], f"params/{kind}", besides=f"params/{kind}/proj/.*")
+              for kind, folder in folders.items()}
+    params = None
+    if config.init_from:
+        rest = {kind: tower for kind, tower in shapes.items() if kind not in folders}
+        stored = checkpoint.restore_from(config.init_from, pair.whole(abstract.params, {"locked": rest}), "params",
+                                         config.get("init_fresh", ()), besides="|".join(f"params/{kind}/.*" for kind in folders))
+        params, locked = towers_lib.split(stored, [name for name in names if name.split("/")[0] not in folders])
+        towers |= locked
+    for kind in shapes:
+        if kind not in towers:
+            raise ValueError(f"config.model.locked={names!r}: the locked {kind} tower needs trained weights, and there are none: "
+                             f"set config.init_locked.{kind} to a workdir that has them, or config.init_from to a whole model's")
+    return params, towers
+
+
+def locked_line(abstract):
+    """Text: what is locked in memory, as a line for the table of placements."""
+    return "".join(f"\nmemory/locked/{kind}: {len(leaves)} arrays, {sum(x.size * x.dtype.itemsize for x in leaves):,} bytes, locked"
+                   for kind, tower in abstract.memory.get("locked", {}).items() for leaves in [jax.tree.leaves(tower)])
 
 
 def model_flops(config, tx, weights, state, batch):
@@ -99,7 +143,7 @@ def model_flops(config, tx, weights, state, batch):
     config.microbatches = 1
     for tower in (config.model[name] for name in ("image", "text") if "remat" in config.model[name]):
         tower.remat = "none"
-    objective = compose.objective(config)
+    objective = objective_of(config)
     memory = {k: v for k, v in state.memory.items() if k != "ema" or not config.ema}
     return tally.count(step_lib.make_step(objective, tx, weights), state._replace(memory=memory), batch)
 

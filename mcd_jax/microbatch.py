@@ -7,6 +7,8 @@ from jax.sharding import PartitionSpec
 
 from mcd_jax import mesh as mesh_lib
 
+KEPT = "kept"   # jax.ad_checkpoint.checkpoint_name of values that the backward pass reads rather than computes again
+
 
 def microbatched(f, k, group_size=1):
     """f over k slices of the rows, with the values and gradients of one call.
@@ -19,10 +21,10 @@ def microbatched(f, k, group_size=1):
     gets typed random keys, one per group of its slice, each folded from `key` and the group's number in the global
     batch: what is drawn depends neither on k nor on the mesh. Without one it gets None.
 
-    k = 1 is one plain call. Else a loop over the slices stores only what f returns and recomputes the rest for the
-    gradient (`jax.checkpoint`): GradCache (Gao et al. 2021) for any loss. Under an ambient mesh (`jax.set_mesh`) each
-    device loops over its own rows; parameters and memory are gathered and cast to device-varying before the loop, so
-    that their gradients are summed over devices once, after it.
+    k = 1 is one plain call. Else a loop over the slices stores only what f returns, and what it named KEPT where the
+    gradient needs it, and recomputes the rest (`jax.checkpoint`): GradCache (Gao et al. 2021) for any loss. Under an
+    ambient mesh (`jax.set_mesh`) each device loops over its own rows; parameters and memory are gathered and cast to
+    device-varying before the loop, so that their gradients are summed over devices once, after it.
 
     Raises:
       ValueError: the rows of a device do not divide into k slices of whole groups.
@@ -35,7 +37,9 @@ def microbatched(f, k, group_size=1):
     def loop(params, memory, rows, keys):
         def split(x):
             return x.reshape(k, x.shape[0] // k, *x.shape[1:])
-        out = jax.lax.map(jax.checkpoint(lambda part: f(params, memory, *part)), jax.tree.map(split, (rows, keys)))
+        policy = jax.checkpoint_policies.save_only_these_names(KEPT)
+        each = jax.checkpoint(lambda part: f(params, memory, *part), policy=policy)
+        out = jax.lax.map(each, jax.tree.map(split, (rows, keys)))
         return _each(out, lambda x: x.reshape(-1, *x.shape[2:]), lambda x: jnp.sum(x, axis=0))
 
     def local(axes, params, memory, rows, keys):

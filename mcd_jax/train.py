@@ -56,7 +56,7 @@ def train(config, workdir):
     say(lead, job.placement)
 
     # ============================================================================================================================
-    # State: resume > config.resume_from > config.init_from > scratch
+    # State: resume > config.resume_from > config.init_from, config.init_locked (the locked towers) > scratch
     # ============================================================================================================================
 
     saver = checkpoint.Checkpoints(workdir, every, config.checkpoint.keep, config.checkpoint.best or None)
@@ -72,11 +72,13 @@ def train(config, workdir):
         elif config.resume_from:
             state = checkpoint.restore_from(config.resume_from, job.abstract)
             say(lead, f"continuing {config.resume_from} at step {int(state.step):,}")
-        elif config.init_from:
-            state = job.init(key, checkpoint.restore_from(config.init_from, job.abstract.params, "params", config.init_fresh))
-            say(lead, f"starting from the parameters of {config.init_from}")
         else:
-            state = job.init(key)
+            params, locked = job_lib.initial(config, job.abstract)
+            state = job.init(key, params, locked)
+            if config.init_from:
+                say(lead, f"starting from the parameters of {config.init_from}")
+            for kind in locked:
+                say(lead, f"the {kind} tower is locked, as {config.init_locked[kind] or config.init_from} has it")
         first = int(state.step)
         if lead:   # not before: a config that doesn't fit the checkpoint must not replace the one that does
             config_lib.save(config, folder / "config.json")

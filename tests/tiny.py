@@ -7,7 +7,6 @@ import numpy as np
 from mcd_jax import config as config_lib
 from mcd_jax import job, load, optim
 from mcd_jax import step as step_lib
-from mcd_jax.objectives import compose
 
 SIZE, CONTEXT, VOCAB, EOT, BATCH = 16, 6, 32, 2, 8
 METHODS = ("clip", "siglip", "slip", "mcd", "gcl", "m2mix", "mcd+gcl")   # "+": composed
@@ -60,11 +59,13 @@ def batch(seed=0, size=BATCH):
     return {**views, "text": text}
 
 
-def build(method, given=None, **changes):
-    """(objective, tx, weights, state, batch) of a tiny method."""
+def build(method, given=None, model=None, **changes):
+    """(objective, tx, weights, state, batch) of a tiny method; `given` weights, `model` has changes of config.model."""
     cfg = config(method, **changes)
+    for key, value in (model or {}).items():
+        cfg.model[key] = value
     weigh(cfg, given or {})
-    objective = compose.objective(cfg)
+    objective = job.objective_of(cfg)
     data = jax.tree.map(jnp.asarray, batch())
     shapes = jax.eval_shape(objective.init, jax.random.key(0), data)
     tx, _ = optim.make(cfg.optimizer, shapes, total_steps=10, batch_size=BATCH, examples=80)

@@ -166,16 +166,17 @@ class Bottleneck(nn.Module):
 
 
 class FrozenNorm(nn.Module):
-    """Batch normalisation of (B, h, w, C) by stored, fixed statistics: (x - mean) / sqrt(var + 1e-5) * scale + bias."""
+    """Batch normalisation of (B, h, w, C) by stored, fixed statistics: (x - mean) / sqrt(var + eps) * scale + bias."""
     dtype: Any
     scale_init: Any = nn.initializers.ones
+    eps: float = 1e-5
 
     @nn.compact
     def __call__(self, x):
         shape = (x.shape[-1],)
         scale, bias = self.param("scale", self.scale_init, shape), self.param("bias", nn.initializers.zeros, shape)
         mean, var = self.param("mean", nn.initializers.zeros, shape), self.param("var", nn.initializers.ones, shape)
-        scale = scale * jax.lax.rsqrt(jax.lax.stop_gradient(var) + 1e-5)
+        scale = scale * jax.lax.rsqrt(jax.lax.stop_gradient(var) + self.eps)
         bias = bias - jax.lax.stop_gradient(mean) * scale
         return x * scale.astype(self.dtype)[None, None, None] + bias.astype(self.dtype)[None, None, None]
 

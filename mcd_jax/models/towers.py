@@ -1,19 +1,26 @@
 """The image and the text tower as pure functions of one parameter tree."""
 from collections.abc import Callable
+import functools
 import inspect
 from typing import NamedTuple
 
 import jax
+from jax.ad_checkpoint import checkpoint_name
 import jax.numpy as jnp
 
 from mcd_jax.load import load
+from mcd_jax.microbatch import KEPT
 from mcd_jax.models import transformer
 
 LOG_INVERSE_TEMPERATURE = 2.6592600  # ln(1 / 0.07), CLIP's start
+LOCKABLE = ("image", "text", "image/proj", "text/proj")
 
 
 class Towers(NamedTuple):
     """What `make` returns. B examples, D = config.model.embed_dim, W a tower's width; embeddings are float32 in any compute dtype.
+
+    `params` of every function may lack parts of a tower that stand at params["locked"] instead (see `split`): such a tower is not
+    differentiated, drops no path, and what it gives is kept for the backward pass (`microbatch.KEPT`), not computed again.
 
     init: (key) -> {"image": {...}, "text": {...}, "logit_scale": () [, "logit_bias": ()]}, float32.
     image: (params, pixels uint8 (B, H, W, 3), keep_ids=None | int32 (B, K), path_noise=None | float32 (B, depth)) -> dict of
@@ -41,7 +48,7 @@ def make(model_config, vocab_size, context, eot, image_size, pad=0):
     Args:
       model_config: mapping with "image" and "text" (each a "name" of a module in models/, or a dotted path, that module's options
         and proj="linear" | "biased" | "none"), "embed_dim", and optionally "logit_scale", "logit_bias", "dtype" ("float32" |
-        "bfloat16"), and "mean", "std" of pixels in [0, 1], one number or one per channel.
+        "bfloat16"), "mean", "std" of pixels in [0, 1], one number or one per channel, and "locked", out of LOCKABLE (see `split`).
       vocab_size, context, eot: of the tokenizer: ids, longest text in tokens, end-of-text id.
       image_size: pixels of the side of an image.
       pad: id of the tokenizer's padding; a text tower is told only if it isn't 0.
@@ -70,12 +77,13 @@ def make(model_config, vocab_size, context, eot, image_size, pad=0):
 
     def image(params, pixels, keep_ids=None, path_noise=None):
         x = (pixels.astype(jnp.float32) / 255 - mean[None, None, None]) / std[None, None, None]
-        out = image_tower.apply({"params": _body(params["image"])}, x.astype(dtype), keep_ids, path_noise)
-        return _embed(params["image"], out)
+        own, noise, keep = _own(params, "image", path_noise)
+        return _embed(own, keep(image_tower.apply({"params": _body(own)}, x.astype(dtype), keep_ids, noise)))
 
     def text(params, tokens, path_noise=None, image=None):
+        own, noise, keep = _own(params, "text", path_noise)
         more = {} if image is None else {"image": image}
-        return _embed(params["text"], text_tower.apply({"params": _body(params["text"])}, tokens, path_noise, **more))
+        return _embed(own, keep(text_tower.apply({"params": _body(own)}, tokens, noise, **more)))
 
     return Towers(
         init=init, image=image, text=text,
@@ -98,10 +106,37 @@ def tower(model_config, kind, **given):
         raise ValueError(f"config.model.{kind}.name is missing: which module of models/ makes the {kind} tower?")
     name, proj = options.pop("name"), options.pop("proj", "linear")
     module = load("models", name)
-    if not hasattr(module, "make") or name in {"image": ("text",), "text": ("resnet", "vit")}[kind]:
-        raise ValueError(f"config.model.{kind}.name={name!r} is no {kind} tower; images have resnet and vit, texts have text")
+    if not _makes(module, kind):
+        raise ValueError(f"config.model.{kind}.name={name!r} is no {kind} tower; images have efficientnet, resnet and vit, "
+                         "texts have bert and text")
     transformer.choose(f"model.{kind}", "proj", proj, ("linear", "biased", "none"))
     return name, module.make(options, dtype=jnp.dtype(config["dtype"]), **given), proj
+
+
+def split(params, names):
+    """(what is trained, what is locked) of a whole tree of parameters.
+
+    Args:
+      params: {"image": {...}, "text": {...}, ...}.
+      names: config.model.locked, out of LOCKABLE: "text" is the text tower without its projection, "text/proj" its projection.
+
+    Returns:
+      Two trees whose leaves are those of `params`, each once; the second has the keys "image" and "text" at most. Put at
+      params["locked"] of the first it is what the functions of `Towers` take; `whole` puts all together again.
+    """
+    trained, locked = dict(params), {}
+    for kind in ("image", "text"):
+        if kind in names:
+            kept = {"proj"} - {name.partition("/")[2] for name in names if name.startswith(f"{kind}/")}
+            trained[kind] = {k: v for k, v in params[kind].items() if k in kept}
+            locked[kind] = {k: v for k, v in params[kind].items() if k not in kept}
+    return trained, locked
+
+
+def whole(params):
+    """Parameters with the towers at params["locked"], if there are any, put back in their places: the inverse of `split`."""
+    rest, locked = {k: v for k, v in params.items() if k != "locked"}, params.get("locked", {})
+    return {**rest, **{kind: {**tower, **rest.get(kind, {})} for kind, tower in locked.items()}}
 
 
 def draw_keep_ids(key, batch, n_patches, keep):
@@ -141,14 +176,36 @@ def refuse_unknown(where, options, known):
 
 def _checked(model_config):
     """The config as plain dicts with defaults filled in; unknown and missing keys are refused."""
-    config = {"logit_scale": LOG_INVERSE_TEMPERATURE, "logit_bias": None, "dtype": "float32", "mean": 0.5, "std": 0.5,
+    config = {"logit_scale": LOG_INVERSE_TEMPERATURE, "logit_bias": None, "dtype": "float32", "mean": 0.5, "std": 0.5, "locked": (),
               **plain(model_config)}
-    refuse_unknown("model", config, ("image", "text", "embed_dim", "logit_scale", "logit_bias", "dtype", "mean", "std"))
+    refuse_unknown("model", config, ("image", "text", "embed_dim", "logit_scale", "logit_bias", "dtype", "mean", "std", "locked"))
     for key in ("image", "text", "embed_dim"):
         if key not in config:
             raise ValueError(f"config.model.{key} is missing")
     transformer.choose("model", "dtype", config["dtype"], ("float32", "bfloat16"))
+    locked = config["locked"]
+    if not isinstance(locked, tuple) or any(name not in LOCKABLE or name.split("/")[0] not in locked for name in locked):
+        raise ValueError(f"config.model.locked={locked!r} must be a tuple out of {', '.join(map(repr, LOCKABLE))}; "
+                         "a projection can only be locked together with its tower")
     return config
+
+
+def _makes(module, kind):
+    """Whether a module of models/ has a `make` for towers of this kind: it takes what the data decides for it."""
+    if not hasattr(module, "make"):
+        return False
+    parameters = inspect.signature(module.make).parameters
+    return {"image": "image_size", "text": "vocab_size"}[kind] in parameters or any(
+        p.kind == p.VAR_KEYWORD for p in parameters.values())
+
+
+def _own(params, kind, path_noise):
+    """(parameters of one tower, its path noise, what to do with its outputs), wherever its parameters stand."""
+    locked = params.get("locked", {}).get(kind)
+    if locked is None:
+        return params[kind], path_noise, lambda out: out
+    own = {**jax.lax.stop_gradient(locked), **params.get(kind, {})}
+    return own, None, functools.partial(jax.tree.map, lambda x: checkpoint_name(x, KEPT))
 
 
 def _init(tower, proj, dim, kind, key, dummy):

@@ -1,4 +1,4 @@
-"""Pre-normalised transformer blocks, shared by the image and the text tower.
+"""Transformer blocks: pre-normalised ones, shared by the image and the text tower, and the parts that other kinds are built of.
 
 Parameters of block i live at `block_i/...`; with `scan=True` all blocks are one stacked tree at `blocks/...` whose leaves have a
 leading depth axis (`stacked` and `unstacked` convert). Parameters are float32 and activations have `dtype`; softmax and the
@@ -34,13 +34,15 @@ class Attention(nn.Module):
     dtype: Any = jnp.float32
     out_std: float | None = None
     project: bool = True  # False leaves the output projection out (CLIP's ResNet pools this way: its projection is the tower's)
+    std: float | None = None  # of the kernels at the start; None: width ** -0.5
 
     @nn.compact
     def __call__(self, queries, keys, mask=None):
         width = queries.shape[-1]
         dense = functools.partial(nn.Dense, width, dtype=self.dtype)
         split = functools.partial(_split_heads, num_heads=self.num_heads)
-        init = nn.initializers.normal(width ** -0.5)
+        std = self.std or width ** -0.5
+        init = nn.initializers.normal(std)
         q = split(dense(kernel_init=init, name="q")(queries))
         k = split(dense(kernel_init=init, name="k")(keys))
         v = split(dense(kernel_init=init, name="v")(keys))
@@ -48,7 +50,7 @@ class Attention(nn.Module):
         x = x.reshape(*x.shape[:2], width)
         if not self.project:
             return x
-        return dense(kernel_init=nn.initializers.normal(self.out_std or width ** -0.5), name="out")(x)
+        return dense(kernel_init=nn.initializers.normal(self.out_std or std), name="out")(x)
 
 
 class Mlp(nn.Module):
@@ -57,13 +59,15 @@ class Mlp(nn.Module):
     act: str = "gelu"
     dtype: Any = jnp.float32
     out_std: float | None = None
+    std: float | None = None  # of the kernels at the start; None: by the width
 
     @nn.compact
     def __call__(self, x):
         width = x.shape[-1]
-        h = nn.Dense(self.hidden, dtype=self.dtype, kernel_init=nn.initializers.normal((2 * width) ** -0.5), name="in")(x)
+        in_init = nn.initializers.normal(self.std or (2 * width) ** -0.5)
+        h = nn.Dense(self.hidden, dtype=self.dtype, kernel_init=in_init, name="in")(x)
         h = ACTIVATIONS[self.act](h)
-        out_init = nn.initializers.normal(self.out_std or self.hidden ** -0.5)
+        out_init = nn.initializers.normal(self.out_std or self.std or self.hidden ** -0.5)
         return nn.Dense(width, dtype=self.dtype, kernel_init=out_init, name="out")(h)
 
 
@@ -89,7 +93,8 @@ class Block(nn.Module):
         return h, h
 
 
-def run_blocks(x, *, depth, num_heads, mlp_dim, act, eps, dtype, scan, remat, mask=None, gain=None, init=False):
+def run_blocks(x, *, depth, num_heads, mlp_dim, act, eps, dtype, scan, remat, mask=None, gain=None, init=False, layer=Block,
+               inputs=()):
     """Applies `depth` blocks inside the calling module's scope.
 
     Args:
@@ -97,21 +102,24 @@ def run_blocks(x, *, depth, num_heads, mlp_dim, act, eps, dtype, scan, remat, ma
       mask: None or bool (B or 1, 1, N or 1, N), True where attention may look.
       gain: None or float32 (depth, B), see `path_gain`.
       init: whether the parameters are being made, and there are none yet to bring together.
+      layer: the module of one block, with the fields of `Block`, called as layer(x, gain, mask, *inputs) -> (x', x').
+      inputs: what all blocks get beside x, such as the tokens that they cross-attend to and their mask.
 
     Returns:
       The last activations and a dict "block_i" -> activations after block i.
     """
-    block = Block if init else nn.map_variables(Block, "params", functools.partial(gather_params, dtype=dtype))
+    block = layer if init else nn.map_variables(layer, "params", functools.partial(gather_params, dtype=dtype))
     if remat != "none":
         block = nn.remat(block, policy=REMAT[remat], prevent_cse=not scan)
     options = {"num_heads": num_heads, "mlp_dim": mlp_dim, "depth": depth, "act": act, "eps": eps, "dtype": dtype}
     if scan:
-        layers = nn.scan(block, variable_axes={"params": 0}, split_rngs={"params": True}, in_axes=(0, nn.broadcast), length=depth)
-        x, after = layers(**options, name="blocks")(x, gain, mask)
+        layers = nn.scan(block, variable_axes={"params": 0}, split_rngs={"params": True}, length=depth,
+                         in_axes=(0, nn.broadcast, *(nn.broadcast for _ in inputs)))
+        x, after = layers(**options, name="blocks")(x, gain, mask, *inputs)
         return x, {f"block_{i}": after[i] for i in range(depth)}
     outputs = {}
     for i in range(depth):
-        x, outputs[f"block_{i}"] = block(**options, name=f"block_{i}")(x, None if gain is None else gain[i], mask)
+        x, outputs[f"block_{i}"] = block(**options, name=f"block_{i}")(x, None if gain is None else gain[i], mask, *inputs)
     return x, outputs
 
 

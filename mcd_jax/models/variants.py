@@ -33,6 +33,25 @@ CLIP_TEXT = {
     "RN50x64": (1024, 12, 4096, 16),
 }
 
+# BERT (Devlin et al. 2018, arXiv 1810.04805; small ones of Turc et al. 2019, arXiv 1908.08962) and MiniLM (Wang et al. 2020, arXiv
+# 2002.10957; 6 layers as in all-MiniLM-L6-v2). name: width, depth, mlp_dim, num_heads
+BERT = {
+    "Tiny": (128, 2, 512, 2),
+    "Mini": (256, 4, 1024, 4),
+    "Small": (512, 4, 2048, 8),
+    "Medium": (512, 8, 2048, 8),
+    "Base": (768, 12, 3072, 12),
+    "Large": (1024, 24, 4096, 16),
+    "MiniLM-L6": (384, 6, 1536, 12),
+    "MiniLM-L12": (384, 12, 1536, 12),
+}
+
+# EfficientNet-Lite0 (tensorflow/tpu, models/official/efficientnet/lite): a (repeats, kernel, stride, expansion, width) per stage
+EFFICIENTNETS = {
+    "lite0": ((1, 3, 1, 1, 16), (2, 3, 2, 6, 24), (2, 5, 2, 6, 40), (3, 3, 2, 6, 80), (3, 5, 1, 6, 112), (4, 5, 2, 6, 192),
+              (1, 3, 1, 6, 320)),
+}
+
 # name: width of the stem, blocks per stage. CLIP's stages have widths 4, 8, 16, 32 times the stem's
 RESNETS = {
     "RN50": (64, (3, 4, 6, 3)),
@@ -67,6 +86,20 @@ def text_variant(variant):
     if variant.startswith("clip-"):
         return _sizes(CLIP_TEXT, variant[len("clip-"):], "text variant", variant)
     return _sizes(TRANSFORMERS, variant, "text variant", variant)
+
+
+def bert_variant(variant):
+    """Options of a BERT: "Base" -> dict(width, depth, mlp_dim, num_heads, positions=512)."""
+    return {**_sizes(BERT, variant, "bert variant", variant), "positions": 512} if variant else {}
+
+
+def efficientnet_variant(variant):
+    """Options of an EfficientNet-Lite: "lite0" -> dict(stages)."""
+    if not variant:
+        return {}
+    if variant not in EFFICIENTNETS:
+        raise ValueError(f"efficientnet variant={variant!r} is unknown; there are {', '.join(EFFICIENTNETS)}, or set stages")
+    return {"stages": EFFICIENTNETS[variant]}
 
 
 def resnet_variant(variant):

@@ -51,6 +51,49 @@ def towers_of(config):
     return towers_lib.make({k: v for k, v in model.items() if k != "inputs"}, **model["inputs"])
 
 
+def lock(objective, names):
+    """`objective` with towers locked (LiT, Zhai et al. 2022, arXiv 2111.07991): in `memory["locked"]`, where nothing trains them.
+
+    Any objective whose towers are those of `towers_of` can be wrapped, whatever else it does: a locked tower has no gradient, no
+    optimizer state and no copy in a teacher or an average, and it is sharded, saved and restored as memory is. The objective's
+    `forward` and heads get the locked parts at params["locked"], its `start` and `remember` what is trained only. A teacher must
+    therefore replace keys of the parameters, {**params, **memory["teacher"]}, as `embed.parameters` does for evaluations.
+
+    Args:
+      objective: an `Objective`.
+      names: config.model.locked, see `towers.split`. Empty: nothing is changed.
+    """
+    if not names:
+        return objective
+
+    def both(params, memory):
+        rest = {k: v for k, v in memory.items() if k != "locked"}
+        return {**params, "locked": jax.lax.stop_gradient(memory["locked"])}, rest
+
+    def start(key, params, batch):
+        fresh = objective.init(jax.random.fold_in(key, 1), batch)   # until weights are put in its place: see `job.initial`
+        return {**objective.start(key, params, batch), "locked": towers_lib.split(fresh, names)[1]}
+
+    def remember(memory, params, keep, step):
+        _, rest = both(params, memory)
+        return {**objective.remember(rest, params, keep, step), "locked": memory["locked"]}
+
+    def head(fn):
+        return lambda params, memory, batch: fn(*both(params, memory), batch)
+
+    return objective._replace(
+        init=lambda key, batch: towers_lib.split(objective.init(key, batch), names)[0],
+        start=start,
+        forward=lambda params, memory, batch, key, step: objective.forward(*both(params, memory), batch, key, step),
+        heads={name: head(fn) for name, fn in objective.heads.items()},
+        remember=remember)
+
+
+def whole(params, memory):
+    """The parameters of the whole model, {"image": ..., "text": ..., ...}, from a state's `params` and `memory`."""
+    return towers_lib.whole({**params, "locked": memory.get("locked", {})}) if memory else params
+
+
 def live(config, *terms):
     """Whether any of the terms has a weight other than the constant 0, so that its part of the forward pass is worth building."""
     return any(config.objective.weights.get(term, 0.0) != 0 for term in terms)

@@ -1,0 +1,133 @@
+"""BERT's encoder as a text tower (Devlin et al. 2018, arXiv 1810.04805): MiniLM, sentence-transformers, later fusion layers.
+
+Post-normalised: every sublayer is x <- LayerNorm(x + sublayer(x)), so there is no last norm and no drop path. Hidden states equal
+Hugging Face's BertModel without its pooler, in inference mode: there is no dropout.
+"""
+from typing import Any
+
+import flax.linen as nn
+import jax.numpy as jnp
+
+from mcd_jax.models import transformer
+from mcd_jax.models.constrain import shard_batch
+from mcd_jax.models.heads import masked_mean
+from mcd_jax.models.variants import bert_variant
+
+STD = 0.02   # of all weights at the start (BertConfig.initializer_range)
+
+
+def make(options, *, vocab_size, context, eot, dtype, pad=0):
+    """A BERT from `config.model.text` (less its name): a variant such as "MiniLM-L6", and any field of Bert to override.
+
+    Raises:
+      ValueError: an option that isn't one, or a size that doesn't fit; the sentence names it.
+    """
+    options = {**bert_variant(options.get("variant")), **{k: v for k, v in options.items() if k != "variant"}}
+    options.setdefault("mlp_dim", 4 * options.get("width", Bert.width))
+    options["positions"] = options.get("positions") or context
+    bert = transformer.build("model.text", Bert, options, vocab_size=vocab_size, context=context, eot=eot, pad=pad, dtype=dtype)
+    if bert.width < 1 or bert.depth < 1 or bert.num_heads < 1 or bert.width % bert.num_heads:
+        raise ValueError(f"config.model.text: width={bert.width} must be a multiple of num_heads={bert.num_heads}, "
+                         f"and depth={bert.depth} at least 1")
+    for name, known in (("act", transformer.ACTIVATIONS), ("remat", transformer.REMAT), ("pool", ("mean", "first"))):
+        transformer.choose("model.text", name, getattr(bert, name), known)
+    if bert.positions < context:
+        raise ValueError(f"config.model.text.positions={bert.positions}: texts have {context} tokens, so at least that")
+    if bert.types < 1:
+        raise ValueError(f"config.model.text.types={bert.types} must be at least 1")
+    return bert
+
+
+class Bert(nn.Module):
+    """tokens int32 (B, L) -> dict of "embedded" (B, L, W), "block_i", "tokens" (B, L, W): the last block's, "pooled" (B, W).
+
+    Attention doesn't look at padding. Pooling: "mean" over the tokens that aren't padding, start and end included, as
+    sentence-transformers; "first" the start token ([CLS]). All tokens have type 0.
+    """
+    vocab_size: int
+    context: int
+    eot: int
+    pad: int = 0
+    width: int = 384
+    depth: int = 6
+    mlp_dim: int = 1536
+    num_heads: int = 12
+    positions: int = 512         # rows of the table of positions, at least the context; 0: the context
+    types: int = 2               # rows of the table of token types, of which the first is used
+    pool: str = "mean"           # mean | first
+    act: str = "gelu"
+    eps: float = 1e-12
+    scan: bool = False
+    remat: str = "none"
+    dtype: Any = jnp.float32
+
+    @property
+    def path_depth(self):
+        return 0
+
+    @nn.compact
+    def __call__(self, tokens, path_noise=None):
+        length = tokens.shape[1]
+        if length > self.context:
+            raise ValueError(f"text has {length} tokens and the tower was built for {self.context}: tokenize({self.context}) fits")
+        table, position, kind = (self.param(name, nn.initializers.normal(STD), (rows, self.width)) for name, rows in (
+            ("token", self.vocab_size), ("position", self.positions), ("type", self.types)))
+        x = table[tokens] + (position[:length] + kind[0][None])[None]
+        x = nn.LayerNorm(epsilon=self.eps, dtype=self.dtype, name="ln_embed")(x.astype(self.dtype))
+        out = {"embedded": x}
+        seen = tokens != self.pad
+        x, blocks = layers(
+            x, seen, depth=self.depth, num_heads=self.num_heads, mlp_dim=self.mlp_dim, act=self.act, eps=self.eps,
+            dtype=self.dtype, scan=self.scan, remat=self.remat, init=self.is_initializing())
+        pooled = x[:, 0] if self.pool == "first" else masked_mean(x, seen)
+        return {**out, **blocks, "tokens": x, "pooled": pooled}
+
+
+def layers(x, seen, *, cross=None, cross_seen=None, **options):
+    """BERT's layers inside the calling module's scope: those of a text tower or, given `cross`, fusion layers.
+
+    Args:
+      x: (B, L, W) states; seen: bool (B, L), False at padding.
+      cross: (B, M, V) tokens that every layer attends to between its self-attention and its MLP; None: no such sublayer.
+      cross_seen: bool (B, M), or None where all are seen.
+      **options: as `transformer.run_blocks` takes.
+
+    Returns:
+      The last states and a dict "block_i" -> states after layer i.
+    """
+    def mask(seen):
+        """bool (B, 1, 1, N); a row of padding only sees its first position, so that softmax stays finite."""
+        return (seen | ((jnp.arange(seen.shape[1]) == 0)[None] & ~seen.any(1, keepdims=True)))[:, None, None]
+    inputs = () if cross is None else (cross, None if cross_seen is None else mask(cross_seen))
+    return transformer.run_blocks(x, mask=mask(seen), layer=Block, inputs=inputs, **options)
+
+
+class Block(nn.Module):
+    """x (B, L, W) -> (x', x'): self-attention, then attention to `cross` where it is given, then an MLP, a norm after each.
+
+    There is no drop path in BERT: `gain` is None.
+    """
+    num_heads: int
+    mlp_dim: int
+    depth: int
+    act: str = "gelu"
+    eps: float = 1e-12
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x, gain, mask, cross=None, cross_mask=None):
+        if gain is not None:
+            raise ValueError("BERT's layers have no drop path")
+
+        def norm(name, x):
+            return nn.LayerNorm(epsilon=self.eps, dtype=self.dtype, name=name)(x)
+
+        def attend(name, x, keys, mask):
+            return transformer.Attention(self.num_heads, self.dtype, std=STD, name=name)(x, keys, mask)
+
+        x = norm("ln_attn", x + attend("attn", x, x, mask))
+        if cross is not None:
+            x = norm("ln_cross", x + attend("cross", x, cross, cross_mask))
+        x = norm("ln_mlp", x + transformer.Mlp(self.mlp_dim, self.act, self.dtype, std=STD, name="mlp")(x))
+        x = shard_batch(x)
+        return x, x
