@@ -26,7 +26,7 @@ def get_config(kind="text"):
     if kind == "text":
         config.model.text = dict(name="bert", variant="MiniLM-L6", pool="mean")
     else:
-        config.model.image = dict(name="efficientnet", variant="lite0")
+        config.model.image = dict(name="efficientnet", variant="lite0", depthwise="sum")
         config.model.mean, config.model.std = 127 / 255, 128 / 255
     config.model.locked = (kind,)
     config.init_locked[kind] = WORKDIRS[kind]

@@ -60,10 +60,12 @@ def slow(params, image, padding="same", eps=1e-3):
     return layer(p, "head", x)
 
 
-@pytest.mark.parametrize("size, padding", [(16, "same"), (18, "same"), (17, "same"), (16, "both")])
-def test_features_equal_the_slow_form(size, padding):
+@pytest.mark.parametrize("size, padding, depthwise", [
+    (16, "same", "sum"), (18, "same", "conv"), (17, "same", "sum"), (17, "same", "conv"), (16, "both", "conv"),
+    (17, "both", "sum")])
+def test_features_equal_the_slow_form(size, padding, depthwise):
     """An even side, one that becomes odd on the way, an odd one, and PyTorch's padding."""
-    built = make(size, padding=padding)
+    built = make(size, padding=padding, depthwise=depthwise)
     params = jax.tree.map(lambda x: 2 * x, init(built))   # so that ReLU6 cuts on both sides
     images = pixels(2, size)
     out = jax.jit(built.image)(params, images)
@@ -78,8 +80,10 @@ def test_statistics_get_no_gradient():
     built = make()
     params = init(built)
     grads = jax.jit(jax.grad(lambda p: (built.image(p, pixels())["z"][:, 0] ** 2).sum()))(params)["image"]
-    still = {"/".join(k.key for k in path) for path, g in jax.tree_util.tree_leaves_with_path(grads) if not np.asarray(g).any()}
-    layers = ["stem", "head", *(f"block_{i}/{name}" for i in range(3) for name in ("expand", "depthwise", "project")[not i:])]
+    leaves = jax.tree_util.tree_leaves_with_path(grads)
+    still = {"/".join(k.key for k in path) for path, g in leaves if not np.asarray(g).any()}
+    layers = ["stem", "head"]
+    layers += [f"block_{i}/{name}" for i in range(3) for name in ("expand", "depthwise", "project")[not i:]]
     assert still == {f"{name}_norm/{what}" for name in layers for what in ("mean", "var")}
 
 

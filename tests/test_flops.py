@@ -2,7 +2,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from mcd_jax import flops
+from mcd_jax import flops, tally
 from mcd_jax.models import towers
 
 CONTEXT, VOCAB, EOT = 16, 64, 2
@@ -12,6 +12,7 @@ IMAGES = {
     "small resnet": {"name": "resnet", "widths": (64, 128, 256), "depths": (1, 1, 1), "stem_patch": 4},
     "clip resnet": {"name": "resnet", "widths": (128, 256), "depths": (1, 2), "stem": "clip", "stem_width": 32,
                     "block": "bottleneck", "norm": "frozen", "pool": "attention", "proj": "biased"},
+    "efficientnet": {"name": "efficientnet", "stages": ((1, 3, 1, 1, 32), (2, 5, 2, 6, 48), (1, 3, 2, 6, 96))},
 }
 
 
@@ -40,6 +41,17 @@ def test_text_and_kept_patches_agree_with_the_compiler():
     image = compiled(lambda p, x, ids: built.image(p, x, ids)["raw"], params, jax.ShapeDtypeStruct((4, 32, 32, 3), jnp.uint8),
                      jax.ShapeDtypeStruct((4, 8), jnp.int32)) / 4
     assert got["image"] == pytest.approx(image, rel=0.05)
+
+
+def test_bert_costs_as_much_as_a_text_transformer_of_its_size():
+    """The norms stand elsewhere; matrix products are the same."""
+    config = {"image": IMAGES["vit"], "text": TEXT, "embed_dim": 64}
+    bert = {**config, "text": {**TEXT, "name": "bert"}}
+    assert flops.forward(bert, VOCAB, CONTEXT, EOT, 32) == flops.forward(config, VOCAB, CONTEXT, EOT, 32)
+    built = towers.make(bert, VOCAB, CONTEXT, EOT, 32)
+    params = jax.eval_shape(built.init, jax.random.key(0))
+    counted = tally.count(lambda p, t: built.text(p, t)["raw"], params, jax.ShapeDtypeStruct((4, CONTEXT), jnp.int32)) / 4
+    assert flops.forward(bert, VOCAB, CONTEXT, EOT, 32)["text"] == counted
 
 
 def test_published_flops():

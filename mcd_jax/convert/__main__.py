@@ -13,7 +13,7 @@ import shutil
 import sys
 
 from mcd_jax import convert, load
-from mcd_jax.convert import card, runs, tables
+from mcd_jax.convert import card, runs, tables, tower
 
 
 def export(workdir, to, out, read="params", step=None, dtype="float32", licence=""):
@@ -48,6 +48,10 @@ def import_(source, checkpoint, out, model="", tokenizer="", image_size=0, scan=
       ValueError, OSError: what doesn't fit, listed.
     """
     imported = format_of(source, "IMPORTS").load(checkpoint, model, tokenizer)
+    if isinstance(imported, tower.Tower):
+        if image_size:
+            raise ValueError(f"--image_size: {source} holds one tower without position embeddings of a grid")
+        return tower.write_workdir(imported, out, scan)
     native = imported.inputs["image_size"]
     if image_size:
         imported = runs.resized(imported, image_size)
@@ -120,9 +124,8 @@ def main(args=None):
         elif args.command == "import":
             notes = import_(args.source, args.checkpoint, args.out, args.model, args.tokenizer, args.image_size, args.scan)
             print("\n".join([*(f"note: {note}" for note in notes),
-                             f"{args.out} holds {args.checkpoint}; to start from it a config has", "",
-                             f'config.model = config_lib.read("{args.out}/config.json").model',
-                             f'config.init_from = "{args.out}"']))
+                             f"{args.out} holds {args.checkpoint}; to start from it a config has", "", tower.usage(args.out) or
+                             f'config.model = config_lib.read("{args.out}/config.json").model\nconfig.init_from = "{args.out}"']))
         elif args.command == "check":
             from mcd_jax.convert import peers
             found = peers.check(args.workdir, load.load("convert", args.peer), args.checkpoint, args.model, args.read, args.step,

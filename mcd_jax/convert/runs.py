@@ -105,14 +105,16 @@ def open_run(workdir, read="params", step=None):
     def part(name):
         shapes = {path: jax.ShapeDtypeStruct(shape, dtype, sharding=here) for path, (shape, dtype) in saver.leaves(step).items()
                   if path.startswith(f"{name}/")}
-        return saver.restore(tables.nested(shapes).get(name, {}), step, name) if shapes else {}
+        tree = tables.nested({path.removeprefix(f"{name}/"): shape for path, shape in shapes.items()})
+        return saver.restore(tree, step, name) if shapes else {}
 
-    root = "memory" if read.startswith("memory/") else "params"
-    state = _Parts(part("params"), part("memory") if root == "memory" else {})
+    memory = part("memory") if read.startswith("memory/") else {"locked": part("memory/locked")}
+    state = _Parts(part("params"), memory)
     chosen = jax.tree.map(np.asarray, embed_lib.parameters(state, read))
     rest = [(path, "of the training method, not of the towers") for path in tables.flat(chosen) if path.split("/")[0] not in TOWERS]
     model = config.model.to_dict()
     inputs = model.pop("inputs")
+    model.pop("locked", None)   # its towers are in their places
     return Run(str(workdir), config, towers_lib.plain(model), inputs, {k: v for k, v in chosen.items() if k in TOWERS},
                tokens_of(config), view_of(config), step, read, figures, rest)
 

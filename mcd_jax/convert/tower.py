@@ -47,7 +47,7 @@ def read(rows, arrays, kind, options, where, **inputs):
 
 
 def write_workdir(tower, workdir, scan=False):
-    """Writes config.json (config.model of this tower alone), a checkpoint of step 0 and tokenizer.json; returns notes.
+    """Writes config.json (config.model of this tower alone), a checkpoint of step 0 and tokenizer.json; returns notes for the user.
 
     Raises:
       ValueError: the workdir has a checkpoint, or a tower without blocks is to be stacked.
@@ -68,9 +68,16 @@ def write_workdir(tower, workdir, scan=False):
     (workdir / "config.json").write_text(json.dumps(config, indent=2) + "\n")
     if tower.tokenizer:
         shutil.copyfile(tower.tokenizer, workdir / "tokenizer.json")
-    tokens = f"; its texts are tokenize(CONTEXT, '{workdir}/tokenizer.json')" if tower.tokenizer else ""
-    return [*(f"left out: {name}, {why}" for name, why in dict(tower.left_out).items()),
-            f"{workdir} holds the {tower.kind} tower alone: config.model.{tower.kind} = {options}"
-            + "".join(f", config.model.{key} = {value}" for key, value in tower.model.items())
-            + f', config.model.locked = ("{tower.kind}",) and config.init_locked.{tower.kind} = "{workdir}" train the other one '
-            + f"beside it{tokens}"]
+    return [f"left out: {name}, {why}" for name, why in dict(tower.left_out).items()]
+
+
+def usage(workdir):
+    """Lines of a config that train beside the tower in a workdir, or "" where the workdir holds a whole model."""
+    model = json.loads((pathlib.Path(workdir) / "config.json").read_text())["model"]
+    kinds = [kind for kind in ("image", "text") if kind in model]
+    if len(kinds) != 1:
+        return ""
+    kind, tokenizer = kinds[0], pathlib.Path(workdir) / "tokenizer.json"
+    tokens = [f'config.data.views.text = "caption(\'random\')|tokenize(CONTEXT, \'{tokenizer}\')"'] if tokenizer.is_file() else []
+    return "\n".join([*(f"config.model.{key} = {value!r}" for key, value in model.items()), f"config.model.locked = {(kind,)!r}",
+                      f'config.init_locked.{kind} = "{workdir}"', *tokens])

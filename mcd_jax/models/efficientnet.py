@@ -33,6 +33,7 @@ def make(options, *, image_size, dtype):
     options = {**efficientnet_variant(options.get("variant")), **{k: v for k, v in options.items() if k != "variant"}}
     net = transformer.build("model.image", EfficientNet, options, image_size=image_size, dtype=dtype)
     transformer.choose("model.image", "padding", net.padding, ("same", "both"))
+    transformer.choose("model.image", "depthwise", net.depthwise, ("conv", "sum"))
     for stage in net.stages:
         if len(stage) != 5 or min(stage) < 1 or stage[1] % 2 == 0:
             raise ValueError(f"config.model.image.stages has {stage}: a stage is (repeats, odd kernel, stride, expansion, width)")
@@ -51,6 +52,7 @@ class EfficientNet(nn.Module):
     stem_width: int = 32
     features: int = 1280
     padding: str = "same"        # same (TensorFlow's) | both (PyTorch's)
+    depthwise: str = "conv"      # conv | sum (of shifted products: on CPU 10 to 50 times as fast as XLA's grouped convolution)
     eps: float = 1e-3            # of the batch normalisation; timm's efficientnet_lite0: 1e-5
     mask_patch: int = 8
     image_size: int = 224
@@ -73,7 +75,7 @@ class EfficientNet(nn.Module):
 
     @nn.compact
     def __call__(self, pixels, keep_ids=None, path_noise=None):
-        layer = functools.partial(_layer, padding=self.padding, eps=self.eps, dtype=self.dtype)
+        layer = functools.partial(_layer, padding=self.padding, summed=self.depthwise == "sum", eps=self.eps, dtype=self.dtype)
         x = pixels if keep_ids is None else masked(pixels, keep_ids, self.num_patches(pixels.shape), self.mask_patch)
         x = layer("stem", x, self.stem_width, side=3, stride=2)
         out, number = {"stem": x}, 0
@@ -104,9 +106,9 @@ class Block(nn.Module):
         return x + y if x.shape == y.shape and self.stride == 1 else y
 
 
-def _layer(name, x, width, act=True, *, padding, eps, dtype, **options):
+def _layer(name, x, width, act=True, *, padding, summed, eps, dtype, **options):
     """Convolution `name`, normalisation `name`_norm and ReLU6, inside the calling module's scope."""
-    x = Conv(width, padding=padding, dtype=dtype, name=name, **options)(x)
+    x = Conv(width, padding=padding, summed=summed, dtype=dtype, name=name, **options)(x)
     x = FrozenNorm(dtype, eps=eps, name=f"{name}_norm")(x)
     return jax.nn.relu6(x) if act else x
 
@@ -118,6 +120,7 @@ class Conv(nn.Module):
     stride: int = 1
     depthwise: bool = False
     padding: str = "same"
+    summed: bool = False
     dtype: Any = jnp.float32
 
     @nn.compact
@@ -127,6 +130,18 @@ class Conv(nn.Module):
         x = x.astype(self.dtype)
         if self.side == 1:
             return x @ kernel[0, 0]
-        padding = "SAME" if self.padding == "same" else ((self.side // 2,) * 2,) * 2
+        padding = ((self.side // 2,) * 2,) * 2
+        if self.padding == "same":
+            padding = jax.lax.padtype_to_pads(x.shape[1:3], kernel.shape[:2], (self.stride,) * 2, "SAME")
+        if self.depthwise and self.summed:
+            return shifted(x, kernel, self.stride, padding)
         return jax.lax.conv_general_dilated(x, kernel, (self.stride,) * 2, padding, dimension_numbers=("NHWC", "HWIO", "NHWC"),
                                             feature_group_count=self.width if self.depthwise else 1)
+
+
+def shifted(x, kernel, stride, padding):
+    """Depthwise convolution of x (B, H, W, C) by kernel (s, s, 1, C) as a sum over the kernel's s * s products."""
+    x, side = jnp.pad(x, ((0, 0), *padding, (0, 0))), kernel.shape[0]
+    height, width = ((n - side) // stride * stride + 1 for n in x.shape[1:3])
+    return sum(x[:, i:i + height:stride, j:j + width:stride] * kernel[i, j, 0][None, None, None]
+               for i in range(side) for j in range(side))
