@@ -1,4 +1,4 @@
-"""Checkpoints: asynchronous, atomic, verified, restored on any topology; and the signals that ask for one.
+"""Checkpoints: asynchronous, atomic, verified, restored on any topology.
 
 One checkpoint is `<workdir>/checkpoints/<step>/`: the state, and a manifest with every leaf's shape, dtype and fingerprint.
 """
@@ -11,8 +11,6 @@ import logging as stdlib_logging
 import math
 import os
 import re
-import signal
-import threading
 import time
 
 from absl import logging
@@ -25,7 +23,6 @@ import orbax.checkpoint as ocp
 
 from mcd_jax import fingerprint
 
-PREEMPTED = 75  # exit status of a run that saved its state and wants to be started again (EX_TEMPFAIL)
 _COMMITTED = "commit_success.txt"  # orbax writes it last; without it a step doesn't count
 
 
@@ -136,7 +133,7 @@ class Checkpoints:
         Args:
           abstract: jax.ShapeDtypeStructs with shardings (another mesh than the saved one is fine): the state, or only the
             part of it that `part` names ("params", "params/text"), and then nothing else is read.
-          without: regexes of leaves of that part, of nested dicts, that are left aside on both sides and not in the result.
+          without: regexes of leaves of that part that are left aside on both sides and are not in the result.
           besides: regex of saved paths that `abstract` may lack ("params/text/proj/.*").
 
         Raises:
@@ -184,12 +181,7 @@ class Checkpoints:
         manifest = self._manifest(step)
         saved = {k: v for k, v in manifest["leaves"].items() if k.startswith(part and f"{part}/")}
         if without:
-            names = {k: k.removeprefix(f"{part}/") for k in saved.keys() | _leaves({part: abstract}).keys()}
-            for regex in without:
-                if not any(re.fullmatch(regex, name) for name in names.values()):
-                    raise MismatchError(f"config.init_fresh: {regex!r} matches no parameter of {path} or of this config")
-            saved = {k: v for k, v in saved.items() if not any(re.fullmatch(regex, names[k]) for regex in without)}
-            abstract = _without(abstract, without)
+            saved, abstract = _set_aside(without, saved, abstract, part, path)
         for key in reversed(inside):
             abstract = {key: abstract}
         wanted = _leaves(abstract)
@@ -291,48 +283,6 @@ def check_writable(workdir):
                       "name a folder that this user may create files in") from error
 
 
-class Preemption:
-    """Whether this run was asked to stop: SIGTERM or SIGINT in one process, jax's preemption service in several.
-
-    The second SIGINT interrupts at once. `close()` puts the previous handlers back.
-    """
-
-    def __init__(self):
-        self._asked, self._polls, self._previous = False, 0, {}
-        self._together = jax.distributed.is_initialized()  # its service owns SIGTERM and tells every process
-        if threading.current_thread() is threading.main_thread():
-            handlers = {signal.SIGINT: self._interrupt} | ({} if self._together else {signal.SIGTERM: self._ask})
-            self._previous = {s: signal.signal(s, handler) for s, handler in handlers.items()}
-
-    def reached(self):
-        """True from the moment at which all processes agreed to stop. With several processes, each must poll equally often."""
-        if self._together and not self._asked:
-            self._polls += 1
-            self._asked = multihost_utils.reached_preemption_sync_point(self._polls)
-        return self._asked
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *_):
-        self.close()
-
-    def close(self):
-        for number, handler in self._previous.items():
-            signal.signal(number, handler)
-        self._previous = {}
-
-    def _ask(self, number, frame):
-        self._asked = True
-
-    def _interrupt(self, number, frame):
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-        if self._together:
-            os.kill(os.getpid(), signal.SIGTERM)
-        else:
-            self._asked = True
-
-
 def checksum(params):
     """sha256 (hex) over the sorted paths, dtypes, shapes and bytes of a tree of arrays, wherever its shards are."""
     digest = hashlib.sha256()
@@ -369,11 +319,20 @@ def _load(path, abstract, partial):
     return state
 
 
+def _set_aside(regexes, saved, abstract, part, path):
+    """`saved` and `abstract` without the leaves of `part` whose path in it one of the regexes matches, which each of them must."""
+    names = {k: k.removeprefix(f"{part}/") for k in saved.keys() | _leaves({part: abstract}).keys()}
+    for regex in regexes:
+        if not any(re.fullmatch(regex, name) for name in names.values()):
+            raise MismatchError(f"config.init_fresh: {regex!r} matches no parameter of {path} or of this config")
+    return {k: v for k, v in saved.items() if not any(re.fullmatch(r, names[k]) for r in regexes)}, _without(abstract, regexes)
+
+
 def _without(tree, regexes, path=""):
     """A nested dict without the leaves whose path one of the regexes matches, and without what is empty then."""
-    kept = {name: _without(node, regexes, f"{path}{name}/") if isinstance(node, dict) else node for name, node in tree.items()
-            if isinstance(node, dict) or not any(re.fullmatch(regex, f"{path}{name}") for regex in regexes)}
-    return {name: node for name, node in kept.items() if not isinstance(node, dict) or node}
+    kept = {k: _without(v, regexes, f"{path}{k}/") if isinstance(v, dict) else v for k, v in tree.items()
+            if isinstance(v, dict) or not any(re.fullmatch(regex, path + k) for regex in regexes)}
+    return {k: v for k, v in kept.items() if v != {}}
 
 
 def _leaves(tree):

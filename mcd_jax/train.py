@@ -17,10 +17,10 @@ from mcd_jax import config as config_lib
 from mcd_jax import job as job_lib
 from mcd_jax import mesh as mesh_lib
 from mcd_jax import workdir as workdir_lib
+from mcd_jax.preemption import PREEMPTED, Preemption
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "a file of configs/, with overrides as --config.key=value")
 _WORKDIR = flags.DEFINE_string("workdir", None, "folder for everything the run writes; one with a checkpoint is continued")
-PREEMPTED = 75
 
 
 class Stop(Exception):
@@ -91,7 +91,7 @@ def train(config, workdir):
             folder, lead, job.total_steps, first, config.tensorboard, config.wandb, config.to_dict())))
         clock = metrics.Clock(config.batch_size, job.flops() / config.batch_size, metrics.peak_flops(), writer.last)
         profile = stack.enter_context(contextlib.closing(metrics.Profile(config.profile_steps, folder)))
-        preemption = stack.enter_context(checkpoint.Preemption())
+        preemption = stack.enter_context(Preemption())
         batches = job.pipeline.iterate(first)
         late, done = metrics.Late(), first
 

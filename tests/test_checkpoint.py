@@ -18,6 +18,7 @@ import optax
 import pytest
 
 from mcd_jax import checkpoint, fingerprint
+from mcd_jax.preemption import Preemption
 
 
 class State(NamedTuple):
@@ -287,7 +288,7 @@ def test_kill_9_during_a_save_leaves_a_usable_checkpoint(tmp_path, warnings):
 def test_preemption_is_polled_and_sticky_and_a_second_interrupt_stops_at_once():
     before = {s: signal.getsignal(s) for s in (signal.SIGTERM, signal.SIGINT)}
     for number in before:
-        with checkpoint.Preemption() as preemption:
+        with Preemption() as preemption:
             assert not preemption.reached()
             os.kill(os.getpid(), number)
             assert preemption.reached() and preemption.reached()

@@ -16,6 +16,7 @@ from absl import app, flags, logging
 from ml_collections import config_flags
 
 from mcd_jax import evaluate
+from mcd_jax.preemption import PREEMPTED
 from mcd_jax.sweep import plan, runs, tables
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "a file that defines sweep(add), with overrides as --config.key=value")
@@ -53,7 +54,7 @@ def sweep(path, workdir, shared):
     with runs.interruptible(say) as stop:
         states = runs.execute(planned, _PARALLEL.value, _LAUNCHER.value, _RELAUNCH.value, say, stop=stop)
         status = finish(planned, states, workdir)
-        return runs.checkpoint.PREEMPTED if stop else status
+        return PREEMPTED if stop else status
 
 
 def finish(planned, states, workdir):

@@ -17,6 +17,7 @@ import time
 from mcd_jax import checkpoint, duration, report
 from mcd_jax.data import sources
 from mcd_jax.markup import flat
+from mcd_jax.preemption import PREEMPTED
 from mcd_jax.sweep import plan
 
 TRIES = 10   # starts of a run that ends as preempted
@@ -184,7 +185,7 @@ def outcome(code, text, stopping, last):
     """(status, sentence) of a process that ended with `code` and printed `text`; "again" asks for another start."""
     if code == 0:
         return "finished", ""
-    if code == checkpoint.PREEMPTED:
+    if code == PREEMPTED:
         return ("preempted", "") if stopping else ("preempted", "again and again; no further try") if last else ("again", "")
     how = f"killed by {signal.Signals(-code).name}" if code < 0 else f"exit status {code}"
     said = complaint(text)
