@@ -1,0 +1,66 @@
+"""ONNX: image.onnx and text.onnx by jax2onnx, for onnxruntime and whatever else reads the format.
+
+jax2onnx traces our towers, whatever they are made of. Its releases pin an older orbax-checkpoint than ours, for a part that isn't used
+here: pip install --no-deps jax2onnx, then what the message of `save` names. Weights are float32: onnxruntime has few operators
+for others. A model of more than 2 GiB gets its weights in a file of their own beside it (*.onnx.data).
+"""
+import logging
+import pathlib
+
+from mcd_jax.convert import encoders
+
+EXPORTS, IMPORTS = True, False
+PACKAGES = ("pip install --no-deps 'jax2onnx>=0.17.1,<0.18' && pip install onnx onnxruntime onnx-ir einops equinox dm-pix "
+            "huggingface_hub")
+
+
+def names():
+    """What can be exported."""
+    return [("(every model)", "image and text encoder, float32")]
+
+
+def save(run, folder, dtype="float32"):
+    """Writes a run's folder; see the package's docstring. Returns notes.
+
+    Raises:
+      ValueError: another dtype than float32, or no jax2onnx, with the command that installs it.
+    """
+    if dtype != "float32":
+        raise ValueError(f"--dtype={dtype}: ONNX files are written as float32, as onnxruntime has few operators for others; "
+                         "quantise or convert them with its own tools")
+    try:
+        import jax2onnx
+    except ModuleNotFoundError as error:
+        raise ValueError(f"writing ONNX needs {error.name}: {PACKAGES}") from error
+    import jax
+    import jax.numpy as jnp
+    folder, params = pathlib.Path(folder), jax.tree.map(jnp.asarray, run.params)
+    serde = logging.getLogger("onnx_ir.serde")   # warns of every constant whose type it leaves to be inferred
+    level = serde.level
+    serde.setLevel(logging.ERROR)
+    try:
+        for name, encoder in encoders.encoders(run).items():
+            batch, = jax.export.symbolic_shape("batch")
+            data = jax.ShapeDtypeStruct((batch, *encoder.shape), encoder.dtype)
+            jax2onnx.to_onnx(lambda x, encoder=encoder: encoder.apply(params, x), [data], model_name=name, return_mode="file",
+                             output_path=str(folder / f"{name}.onnx"), input_names=[encoder.name], output_names=["embedding"])
+    finally:
+        serde.setLevel(level)
+    return encoders.write_rest(run, folder, {"input": {name: e.name for name, e in encoders.encoders(run).items()},
+                                             "output": "embedding"})
+
+
+def usage(folder):
+    """Lines of Python that run a folder."""
+    return ("import numpy, onnxruntime, tokenizers\n\n"
+            f'image, text = (onnxruntime.InferenceSession(f"{folder}/{{name}}.onnx") for name in ("image", "text"))\n'
+            f'tokenizer = tokenizers.Tokenizer.from_file("{folder}/{encoders.TOKENIZER}")\n'
+            'ids = numpy.array([row.ids for row in tokenizer.encode_batch(["a caption"])], "int32")\n'
+            'x, = image.run(None, {"pixels": pixels})   # uint8 (batch, height, width, 3), as encoder.json says\n'
+            'y, = text.run(None, {"tokens": ids})\nprint(x @ y.T)\n')
+
+
+def peer(checkpoint, name=""):
+    """Of these files there is no other program to compare with than onnxruntime itself."""
+    raise ValueError("check compares libraries with preprocessing of their own; ONNX files have none. "
+                     "tests/peers/test_onnx.py compares onnxruntime's embeddings with ours")
