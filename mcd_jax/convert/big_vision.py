@@ -1,8 +1,9 @@
 """big_vision's two towers (SigLIP; SigLIP 2 at a fixed resolution) as it publishes them: one npz of plain arrays, named by paths.
 
-Names and shapes: google-research/big_vision, models/vit.py (5f95305), models/proj/image_text/text_transformer.py (642c086),
-two_towers.py (0e17d73) and utils.py (11eea57). Blocks are one array each (SigLIP) or stacked on a leading axis (scan=True there
-and here: SigLIP 2). A folder is model.npz and model.json, which holds what arrays don't tell: the tokenizer, and big_vision's own config.
+Names and shapes: google-research/big_vision, models/vit.py (5f95305), models/proj/image_text/text_transformer.py (642c086) and
+two_towers.py (0e17d73), utils.py (11eea57). Blocks are one array each (SigLIP) or stacked on a leading axis (scan=True there
+and here: SigLIP 2). A folder is model.npz and model.json, which holds what arrays don't tell: the tokenizer, and big_vision's
+own config.
 """
 import json
 import pathlib

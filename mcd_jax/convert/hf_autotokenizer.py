@@ -1,11 +1,12 @@
 """A tokenizer of ours as files of Hugging Face's `transformers`: AutoTokenizer gives the same ids, with no code of ours.
 
-"clip" and tokenizer.json files become a tokenizer.json whose first step is our cleaning; a sentencepiece model stays a file, read by SiglipTokenizer, which knows one cleaning only ("canonical").
+"clip" and tokenizer.json files become a tokenizer.json whose first step is our cleaning; a sentencepiece model stays a file, read
+by SiglipTokenizer, which knows one cleaning only ("canonical").
 
 What a tokenizer.json can't do, and what is therefore different: the parts of cleaning that look at a whole text, which are ftfy's
-repair of wrongly decoded text and HTML entities beyond the five of XML and blanks (they matter for "clip" and for
-clean="whitespace", "lower" and "canonical"; "plain" has neither); the limit of `tokenizers.LIMIT` characters; "<start_of_text>"
-in a caption of "clip". Captions with such parts should be cleaned by `ftfy.fix_text` and `html.unescape` first.
+repair of wrongly decoded text and HTML entities beyond the commonest (they matter for "clip" and for clean="whitespace", "lower"
+and "canonical"; "plain" has neither); the limit of `tokenizers.LIMIT` characters; "<start_of_text>" in a caption of "clip".
+Captions with such parts should be cleaned by `ftfy.fix_text` and `html.unescape` first.
 """
 import functools
 import pathlib

@@ -134,7 +134,7 @@ def to_theirs(model, inputs, ids):
         wrong.append(f"config.model.logit_bias={model.get('logit_bias')!r}, " +
                      ("which it has no place for" if family == "clip" else "not a number"))
     if family == "clip" and ids["eos_token_id"] == LEGACY_EOS:
-        wrong.append(f"the tokenizer's end of text is id {LEGACY_EOS}, which it takes for a sign to pool at the highest id of a row")
+        wrong.append(f"the tokenizer's end of text is id {LEGACY_EOS}, which it reads as: pool at the highest id of a row")
     if wrong:
         raise ValueError(f"transformers has no class for this model. {CLASSES[family]} is the nearest, but there is\n  " +
                          "\n  ".join(wrong))

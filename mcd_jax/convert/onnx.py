@@ -1,8 +1,8 @@
 """ONNX: image.onnx and text.onnx by jax2onnx, for onnxruntime and whatever else reads the format.
 
-jax2onnx traces our towers, whatever they are made of. Its releases pin an older orbax-checkpoint than ours, for a part that isn't used
-here: pip install --no-deps jax2onnx, then what the message of `save` names. Weights are float32: onnxruntime has few operators
-for others. A model of more than 2 GiB gets its weights in a file of their own beside it (*.onnx.data).
+jax2onnx traces our towers, whatever they are made of. Its releases pin an older orbax-checkpoint than ours, for a part that isn't
+used here: install it with --no-deps, then what the message of `save` names. Weights are float32: onnxruntime has few operators for
+others. Those of a large model stand in a file of their own beside it (*.onnx.data).
 """
 import logging
 import pathlib

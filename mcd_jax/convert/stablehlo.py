@@ -1,8 +1,8 @@
 """StableHLO: both encoders as serialised `jax.export` programs for CPU, TPU and CUDA, which run without this package.
 
 A folder is image.stablehlo, text.stablehlo, weights.safetensors (our parameters by path, an argument of both programs),
-encoder.json and the tokenizer. The batch is symbolic. `jax.export` keeps a program readable for six months of jax releases (its documented
-guarantee), so the weights, not the programs, are what to archive.
+encoder.json and the tokenizer. The batch is symbolic. jax reads a program for six months of releases after it was written (its
+stated guarantee), so the weights, not the programs, are what to archive.
 """
 import pathlib
 
