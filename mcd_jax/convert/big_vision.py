@@ -13,7 +13,6 @@ import numpy as np
 
 from mcd_jax.convert import files, hf_config, runs, tables
 from mcd_jax.convert.tables import first, heads_in, heads_out, patch_hwio, row, same, scalar
-from mcd_jax.data import tokenizers
 
 EXPORTS = IMPORTS = True
 WEIGHTS, CONFIG = "model.npz", "model.json"
@@ -46,7 +45,7 @@ def load(checkpoint, name="", tokenizer=""):
     arrays, left_out = _params(files.load(path))
     model, inputs = _model(arrays, path)
     tokens = _tokens(path.parent, inputs, tokenizer)
-    inputs["eot"] = tokenizers.make(tokens.name, tokens.clean, tokens.pad).eot
+    inputs["eot"] = tokens.make().eot
     if tokens.pad:
         inputs["pad"] = tokens.pad
     params = tables.read(_rows(model), arrays, runs.abstract(model, inputs), str(path))
@@ -141,7 +140,7 @@ def save(run, folder, dtype="float32"):
         "model_name": "proj.image_text.two_towers",
         "model": dict(image=image, text=text, out_dim=[heads["image"], heads["text"]], **bias),
         "image_size": run.inputs["image_size"], "context": run.inputs["context"],
-        "tokenizer": {"name": run.tokens.name, "clean": run.tokens.clean, "pad": run.tokens.pad}})
+        "tokenizer": {key: value for key, value in run.tokens._asdict().items() if key != "context"}})
     np.savez(folder / WEIGHTS, **arrays)
     return ["the file holds parameters, not the pipeline: big_vision's own 'resize' is bilinear without antialiasing, ours is "
             f"{run.view.op} {run.view.method}; pixels go in as value_range(-1, 1)"]

@@ -52,7 +52,7 @@ def load(checkpoint, name="", tokenizer=""):
         if arrays.pop(buffer, None) is not None:
             left_out.append((buffer, _COUNTED))
     tokens = _tokens(folder, family, inputs, tokenizer)
-    inputs.setdefault("eot", tokenizers.make(tokens.name, tokens.clean, tokens.pad).eot)
+    inputs.setdefault("eot", tokens.make().eot)
     if tokens.pad:
         inputs["pad"] = tokens.pad
     params = tables.read(_ROWS[family](), arrays, runs.abstract(model, inputs), str(path))
@@ -111,7 +111,7 @@ def _refuse_other_rows(tokens, path):
     theirs.no_truncation()
     for text in PROBES:
         ids = theirs.encode(text).ids
-        row = tokenizers.make(tokens.name, tokens.clean, tokens.pad).encode([text], len(ids) + 8)[0]
+        row = tokens.make().encode([text], len(ids) + 8)[0]
         if row[:len(ids)].tolist() != ids or set(row[len(ids):].tolist()) - {tokens.pad}:
             raise ValueError(f"{path} makes {ids} of {text!r}, our reader {row[:len(ids) + 2].tolist()}: this model's texts can't "
                              "be read from that file; give its sentencepiece model as --tokenizer=FILE")
@@ -126,9 +126,9 @@ def save(run, folder, dtype="float32"):
       ValueError: towers or a tokenizer that transformers has no class for, by name.
     """
     folder, notes = pathlib.Path(folder), []
-    tokenizer = tokenizers.make(run.tokens.name, run.tokens.clean, run.tokens.pad)
+    tokenizer = run.tokens.make()
     ids = dict(bos_token_id=tokenizer.sot, eos_token_id=tokenizer.eot, pad_token_id=tokenizer.pad)
-    family, config = hf_config.to_theirs(run.model, run.inputs, ids)
+    family, config = hf_config.to_theirs(run.model, run.inputs, ids, run.tokens.end)
     arrays = tables.write(_ROWS[family](), run.params, dtype)
     notes += hf_autotokenizer.write(folder, run.tokens, masked=family == "clip")
     if run.view.method != "bicubic":

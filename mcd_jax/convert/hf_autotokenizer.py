@@ -14,7 +14,6 @@ import shutil
 import string
 
 from mcd_jax.convert import files, hf_tokenizer
-from mcd_jax.data import tokenizers as ours
 
 SENTENCEPIECE = (".model", ".spm")
 NOTE = "mcd_jax_tokenizer"   # key of tokenizer_config.json under which the import finds what was exported; transformers keeps it
@@ -47,7 +46,7 @@ def write(folder, tokens, masked):
     files.save_json(folder / "tokenizer_config.json", {
         "model_max_length": tokens.context, "model_input_names": inputs, "padding_side": "right", "truncation_side": "right",
         "clean_up_tokenization_spaces": False, **names,
-        NOTE: {"name": tokens.name, "clean": tokens.clean, "pad": tokens.pad}})
+        NOTE: {key: value for key, value in tokens._asdict().items() if key != "context"}})
     return notes
 
 
@@ -89,7 +88,7 @@ def _model(tokens):
     """(a Tokenizer of the `tokenizers` package with our cleaning and our rows, what tokenizer_config.json says of it)."""
     import tokenizers
     from tokenizers import normalizers, processors
-    clip, mine = tokens.name == "clip", ours.make(tokens.name, tokens.clean, tokens.pad)
+    clip, mine = tokens.name == "clip", tokens.make()
     model = _clip() if clip else tokenizers.Tokenizer.from_file(str(hf_tokenizer.path_of(tokens)))
     names = {key: model.id_to_token(i) for key, i in (("bos_token", mine.sot), ("eos_token", mine.eot), ("pad_token", mine.pad))
              if i is not None}
@@ -99,8 +98,9 @@ def _model(tokens):
     if own and not clip:   # a text that spells out such a token loses it, and its neighbours stay apart: as in ours
         steps += [step for token in sorted(special) for step in _without(token)]
     model.normalizer = normalizers.Sequence([*steps, *([model.normalizer] if model.normalizer else [])])
-    sequence = [*([names["bos_token"]] if "bos_token" in names else []), "$A", names["eos_token"]]
-    ids = [(names[key], model.token_to_id(names[key])) for key in ("bos_token", "eos_token") if key in names]
+    around = [*(["bos_token"] if mine.sot is not None else []), "eos_token" if tokens.end else "pad_token"]
+    sequence = [*(names[key] for key in around[:-1]), "$A", names[around[-1]]]
+    ids = [(names[key], model.token_to_id(names[key])) for key in around]
     model.post_processor = processors.TemplateProcessing(single=" ".join(sequence), special_tokens=ids)
     model.no_truncation()
     model.no_padding()

@@ -118,8 +118,12 @@ def _view(given, family, size):
 
 # ---- ours to theirs --------------------------------------------------------------------------------------------------------------
 
-def to_theirs(model, inputs, ids):
-    """(family, config.json) of a `config.model` and its inputs; ids: dict of bos_token_id, eos_token_id, pad_token_id.
+def to_theirs(model, inputs, ids, end=True):
+    """(family, config.json) of a `config.model` and its inputs.
+
+    Args:
+      ids: dict of bos_token_id, eos_token_id, pad_token_id.
+      end: whether rows of tokens have their end of text.
 
     Raises:
       ValueError: transformers has no class for these towers; each option is named.
@@ -135,6 +139,8 @@ def to_theirs(model, inputs, ids):
                      ("which it has no place for" if family == "clip" else "not a number"))
     if family == "clip" and ids["eos_token_id"] == LEGACY_EOS:
         wrong.append(f"the tokenizer's end of text is id {LEGACY_EOS}, which it reads as: pool at the highest id of a row")
+    if family == "clip" and not end:
+        wrong.append("rows of tokens without their end of text (tokenize(..., end=False)), where it would pool")
     if wrong:
         raise ValueError(f"transformers has no class for this model. {CLASSES[family]} is the nearest, but there is\n  " +
                          "\n  ".join(wrong))

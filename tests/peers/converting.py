@@ -6,7 +6,7 @@ from mcd_jax import checkpoint, job
 from mcd_jax import config as config_lib
 from mcd_jax import mesh as mesh_lib
 from mcd_jax.convert import runs
-from mcd_jax.data import emoji, tokenizers
+from mcd_jax.data import emoji
 from mcd_jax.models import towers as towers_lib
 from mcd_jax.models import transformer
 
@@ -28,7 +28,7 @@ def as_run(imported):
 
 def our_run(model, tokens, view=None, seed=1, scan=False, image_size=32):
     """A `runs.Run` with random parameters, biases and scales too; scan=True: its towers are stacked."""
-    made = tokenizers.make(tokens.name, tokens.clean, tokens.pad)
+    made = tokens.make()
     inputs = dict(vocab_size=made.vocab_size, context=tokens.context, eot=made.eot, image_size=image_size)
     if made.pad:
         inputs["pad"] = made.pad
