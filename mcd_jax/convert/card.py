@@ -6,6 +6,8 @@ from mcd_jax import evaluate
 EMOJI = ("the embedded emoji set: drawings of Noto Emoji (Apache-2.0), Twemoji (CC-BY-4.0), Fluent Emoji (MIT) and OpenMoji "
          "(CC-BY-SA-4.0), texts of emojibase (MIT)")
 
+_LIBRARIES = {"open_clip": "open_clip", "hf": "transformers"}   # whose loading code the model hub shows
+
 
 def text(run, module, name, folder, dtype, licence, notes):
     """The card.
@@ -21,7 +23,7 @@ def text(run, module, name, folder, dtype, licence, notes):
     data = EMOJI if source["name"] == "emoji" else f"`{source}`"
     steps, batch = run.step, config.batch_size
     lines = ["---", f"license: {licence or 'unknown'}", "tags:", "- clip", "- zero-shot-image-classification",
-             *(["library_name: open_clip"] if name == "open_clip" else []), "---", "",
+             *([f"library_name: {_LIBRARIES[name]}"] if name in _LIBRARIES else []), "---", "",
              f"# {run.workdir.rstrip('/').rpartition('/')[2]}", "",
              f"An image and a text tower, exported by mcd_jax to {name} ({dtype} weights).", "",
              "| | |", "|---|---|",

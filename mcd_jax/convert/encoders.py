@@ -24,8 +24,11 @@ class Encoder(NamedTuple):
 
 
 def encoders(run):
-    """{"image": Encoder, "text": Encoder} of a `runs.Run`."""
-    towers = towers_lib.make(run.model, **run.inputs)
+    """{"image": Encoder, "text": Encoder} of a `runs.Run`, computing in float32 whatever the run trained in."""
+    model = {**run.model, "dtype": "float32"}
+    for kind in ("image", "text"):
+        model[kind] = {key: value for key, value in model[kind].items() if key != "remat"}
+    towers = towers_lib.make(model, **run.inputs)
     size = run.inputs["image_size"]
     return {"image": Encoder(lambda params, pixels: towers.image(params, pixels)["z"], "pixels", (size, size, 3), "uint8"),
             "text": Encoder(lambda params, tokens: towers.text(params, tokens)["z"], "tokens", (run.inputs["context"],), "int32")}

@@ -13,7 +13,6 @@ from mcd_jax.convert import files, hf_autotokenizer, hf_config, hf_rows, hf_toke
 from mcd_jax.data import tokenizers
 
 EXPORTS = IMPORTS = True
-LIBRARY = "transformers"
 CONFIG, PREPROCESS, WEIGHTS = "config.json", "preprocessor_config.json", "model.safetensors"
 PROBES = ("a photo of a cat", "Two dogs & 3 birds, (one) flying!", "eine Katze \u732b \u043a\u043e\u0442")
 _ROWS = {"clip": hf_rows.clip_rows, "siglip": hf_rows.siglip_rows}

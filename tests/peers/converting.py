@@ -5,7 +5,7 @@ import numpy as np
 from mcd_jax import checkpoint, job
 from mcd_jax import config as config_lib
 from mcd_jax import mesh as mesh_lib
-from mcd_jax.convert import runs
+from mcd_jax.convert import runs, tables
 from mcd_jax.data import emoji
 from mcd_jax.models import towers as towers_lib
 from mcd_jax.models import transformer
@@ -35,8 +35,12 @@ def our_run(model, tokens, view=None, seed=1, scan=False, image_size=32):
     if scan:
         model = {**model, **{kind: dict(model[kind], scan=True) for kind in ("image", "text")}}
     rng = np.random.default_rng(seed)
-    params = towers_lib.make(model, **inputs).init(jax.random.key(seed))
-    params = jax.tree.map(lambda x: np.asarray(x + 0.05 * rng.standard_normal(x.shape).astype(np.float32)), params)
+    params = {}
+    for path, like in tables.flat(runs.abstract(model, inputs)).items():
+        around, std = (float(path.endswith("scale")), 0.1 if like.ndim < 2 or "position" in path else like.shape[-2] ** -0.5)
+        params[path] = (around + std * rng.standard_normal(like.shape)).astype(np.float32)
+    params["text/token"] *= 50
+    params = tables.nested(params)
     return as_run(runs.Imported(towers_lib.plain(model), inputs, params, tokens, view or runs.View("resize"), [], "x"))
 
 

@@ -19,14 +19,15 @@ MODELS = {   # the sizes of a test; every tower and pooling
     "siglip, stacked": {**SIGLIP, "image": dict(SIGLIP["image"], scan=True)},
     "emoji config": dict(image=dict(name="resnet", widths=(16, 24), depths=(1, 1), stem_patch=4, mask_patch=8, grad_rows=32),
                          text=dict(name="text", width=24, depth=0, num_heads=3, causal=False, pool="mean"), embed_dim=24),
-    "larger": dict(image=dict(name="vit", width=64, depth=4, num_heads=4, patch_size=8, pool="mean", position="sincos2d"),
+    "larger": dict(dtype="bfloat16", image=dict(name="vit", width=64, depth=4, num_heads=4, patch_size=8, pool="mean",
+                                                 position="sincos2d", remat="full"),
                    text=dict(name="text", width=48, depth=3, num_heads=3, causal=False, pool="map"), embed_dim=32),
 }
 
 
 def ours(run, batch):
-    """(pixels, ids, unit embeddings) of a run for a batch."""
-    mine = peers.of_run(run)
+    """(pixels, ids, unit embeddings) of a run for a batch, computed in float32."""
+    mine = peers.of_run(run._replace(model={**run.model, "dtype": "float32"}))
     pixels = np.random.default_rng(batch).integers(0, 256, (batch, 32, 32, 3), np.uint8)
     ids = mine.tokens((CAPTIONS * 3)[:batch])
     return pixels, ids, *(np.asarray(towers_lib.unit(x)) for x in (mine.image(pixels), mine.text(ids)))
