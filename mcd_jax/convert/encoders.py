@@ -11,6 +11,7 @@ import numpy as np
 
 from mcd_jax.convert import files, hf_autotokenizer, tables
 from mcd_jax.models import towers as towers_lib
+from mcd_jax.models import transformer
 
 CONFIG, TOKENIZER = "encoder.json", "tokenizer.json"
 
@@ -23,12 +24,19 @@ class Encoder(NamedTuple):
     dtype: str
 
 
-def encoders(run):
-    """{"image": Encoder, "text": Encoder} of a `runs.Run`, computing in float32 whatever the run trained in."""
-    model = {**run.model, "dtype": "float32"}
+def plain(run):
+    """`run` as it is exported: computing in float32, whatever it trained in, its blocks one by one and nothing computed twice."""
+    model, params = {**run.model, "dtype": "float32"}, dict(run.params)
     for kind in ("image", "text"):
-        model[kind] = {key: value for key, value in model[kind].items() if key != "remat"}
-    towers = towers_lib.make(model, **run.inputs)
+        if model[kind].get("scan"):
+            params[kind] = transformer.unstacked(params[kind])
+        model[kind] = {key: value for key, value in model[kind].items() if key not in ("remat", "scan")}
+    return run._replace(model=model, params=params)
+
+
+def encoders(run):
+    """{"image": Encoder, "text": Encoder} of a `runs.Run` that went through `plain`."""
+    towers = towers_lib.make(run.model, **run.inputs)
     size = run.inputs["image_size"]
     return {"image": Encoder(lambda params, pixels: towers.image(params, pixels)["z"], "pixels", (size, size, 3), "uint8"),
             "text": Encoder(lambda params, tokens: towers.text(params, tokens)["z"], "tokens", (run.inputs["context"],), "int32")}

@@ -34,7 +34,8 @@ def save(run, folder, dtype="float32"):
         raise ValueError(f"writing ONNX needs {error.name}: {PACKAGES}") from error
     import jax
     import jax.numpy as jnp
-    folder, params = pathlib.Path(folder), jax.tree.map(jnp.asarray, run.params)
+    run, folder = encoders.plain(run), pathlib.Path(folder)
+    params = jax.tree.map(jnp.asarray, run.params)
     serde = logging.getLogger("onnx_ir.serde")   # warns of every constant whose type it leaves to be inferred
     level = serde.level
     serde.setLevel(logging.ERROR)

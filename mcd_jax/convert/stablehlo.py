@@ -22,7 +22,8 @@ def save(run, folder, dtype="float32"):
     """Writes a run's folder; see the package's docstring. Returns notes. `dtype` is that of the stored weights."""
     import jax
     import jax.numpy as jnp
-    folder, weights = pathlib.Path(folder), encoders.weights(run, dtype)
+    run, folder = encoders.plain(run), pathlib.Path(folder)
+    weights = encoders.weights(run, dtype)
     shapes = {path: jax.ShapeDtypeStruct(x.shape, x.dtype) for path, x in weights.items()}
     for name, encoder in encoders.encoders(run).items():
         def program(stored, data, apply=encoder.apply):

@@ -49,7 +49,7 @@ def unrolled(params):
     return {k: transformer.unstacked(v) if hasattr(v, "keys") and "blocks" in v else v for k, v in params.items()}
 
 
-def trained(folder, model, method, size=32, view="decode|resize(32, 'bicubic')", steps=6):
+def trained(folder, model, method, size=32, view="decode|resize(32, 'bicubic')", steps=4):
     """The workdir of a run of a few steps on the embedded data, captions in all languages."""
     config = config_lib.default()
     config.batch_size, config.steps = 16, f"{steps} steps"

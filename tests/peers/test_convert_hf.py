@@ -143,7 +143,7 @@ def photos():
     return found
 
 
-@pytest.mark.parametrize("method, model, op", [("clip", CLIP, "center"), ("clip", CLIP, "resize"), ("siglip", SIGLIP, "resize")])
+@pytest.mark.parametrize("method, model, op", [("clip", CLIP, "center"), ("siglip", SIGLIP, "resize")])
 def test_a_trained_run_answers_alike_from_the_same_files_and_captions(tmp_path, method, model, op):
     workdir = trained(tmp_path / "run", model, method, view=f"decode|{op}(32, 'bicubic')")
     out = tmp_path / "exported"
@@ -167,7 +167,7 @@ def test_a_trained_run_answers_alike_from_the_same_files_and_captions(tmp_path, 
     # its default backend, torchvision, rounds a bicubic pixel to another of 256 levels now and then
     assert np.abs(logits - mine).max() <= 0.02 * np.abs(mine - mine.mean()).max()
     card = (out / "README.md").read_text()
-    assert "from_pretrained" in card and "6 of 16 examples" in card
+    assert "from_pretrained" in card and "4 of 16 examples" in card
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
@@ -176,7 +176,7 @@ def test_half_precision_weights_are_the_nearest(tmp_path, dtype):
     hf.save(run, tmp_path, dtype)
     model = CLIPModel.from_pretrained(tmp_path)
     assert model.dtype == getattr(torch, dtype)
-    want = torch.as_tensor(run.params["text"]["token"]).to(model.dtype)
+    want = torch.tensor(run.params["text"]["token"]).to(model.dtype)
     assert torch.equal(model.text_model.embeddings.token_embedding.weight.data, want)
 
 
@@ -210,7 +210,7 @@ def test_autotokenizer_gives_our_ids(tmp_path, captions, tokens, differ):
     seen = np.arange(tokens.context)[None] <= (want == ours.eot).argmax(1)[:, None]
     same = [text not in differ for text in captions]
     np.testing.assert_array_equal(got["attention_mask"][same], seen[same])
-    assert theirs.decode(got["input_ids"][0], skip_special_tokens=True).strip()
+    assert theirs.decode(theirs("a red heart")["input_ids"], skip_special_tokens=True).strip() == "a red heart"
 
 
 def test_clips_vocabulary_is_the_published_one():
