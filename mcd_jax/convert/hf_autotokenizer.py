@@ -1,7 +1,7 @@
 """A tokenizer of ours as files of Hugging Face's `transformers`: AutoTokenizer gives the same ids, with no code of ours.
 
 "clip" and tokenizer.json files become a tokenizer.json whose first step is our cleaning; a sentencepiece model stays a file, read
-by SiglipTokenizer, which knows one cleaning only ("canonical").
+by SiglipTokenizer, which knows one cleaning only (a part of "canonical").
 
 What a tokenizer.json can't do, and what is therefore different: the parts of cleaning that look at a whole text, which are ftfy's
 repair of wrongly decoded text and HTML entities beyond the commonest (they matter for "clip" and for clean="whitespace", "lower"
@@ -38,6 +38,8 @@ def write(folder, tokens, masked):
     folder, path, notes = pathlib.Path(folder), pathlib.Path(tokens.name), []
     if path.suffix in SENTENCEPIECE:
         names = _sentencepiece(folder, path, tokens, masked)
+        notes.append("SiglipTokenizer takes out ASCII punctuation but repairs nothing first: texts with curly quotes, fullwidth "
+                     "forms, HTML entities or '_' get other ids than in training unless they are cleaned by tokenizers.canonical")
     else:
         model, names = _model(tokens)
         model.save(str(folder / "tokenizer.json"))
