@@ -209,4 +209,4 @@ def _group_norm(dtype, **options):
 
 
 def _halved(x):
-    return nn.avg_pool(x, (2, 2), (2, 2))
+    return nn.avg_pool(x, window_shape=(2, 2), strides=(2, 2))   # by name: jax2onnx takes them so
