@@ -6,6 +6,7 @@ others. Those of a large model stand in a file of their own beside it (*.onnx.da
 """
 import logging
 import pathlib
+import warnings
 
 from mcd_jax.convert import encoders
 
@@ -43,8 +44,10 @@ def save(run, folder, dtype="float32"):
         for name, encoder in encoders.encoders(run).items():
             batch, = jax.export.symbolic_shape("batch")
             data = jax.ShapeDtypeStruct((batch, *encoder.shape), encoder.dtype)
-            jax2onnx.to_onnx(lambda x, encoder=encoder: encoder.apply(params, x), [data], model_name=name, return_mode="file",
-                             output_path=str(folder / f"{name}.onnx"), input_names=[encoder.name], output_names=["embedding"])
+            with warnings.catch_warnings():   # jax2onnx asks for float64 in places, and gets float32, which is meant
+                warnings.filterwarnings("ignore", "Explicitly requested dtype float64", UserWarning)
+                jax2onnx.to_onnx(lambda x, encoder=encoder: encoder.apply(params, x), [data], model_name=name, return_mode="file",
+                                 output_path=str(folder / f"{name}.onnx"), input_names=[encoder.name], output_names=["embedding"])
     finally:
         serde.setLevel(level)
     return encoders.write_rest(run, folder, {"input": {name: e.name for name, e in encoders.encoders(run).items()},
