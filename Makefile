@@ -50,7 +50,8 @@ $(VENV)/.tpu: requirements-tpu.txt $(VENV)/.train
 $(PEERS)/.done: requirements-peers.txt requirements.txt
 	test -x $(PEERS)/bin/python || $(PYTHON) -m venv $(PEERS)
 	$(PEERS)/bin/python -m pip install --quiet --disable-pip-version-check -r requirements.txt -r requirements-peers.txt
-	$(PEERS)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps torchvision==0.28.0 open_clip_torch timm
+	$(PEERS)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps torchvision==0.28.0 open_clip_torch timm \
+		'jax2onnx>=0.17.1,<0.18'
 	touch $@
 
 clean:

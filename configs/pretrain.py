@@ -47,7 +47,7 @@ def base(image, text, embed_dim, views, *, batch_size, steps, source, fsdp=1, re
     config.data.workers = 16
     tower = dict(scan=True, remat=remat)
     config.model = dict(image=dict(name="vit", variant=image, **tower),
-                        text=dict(name="text", variant=text, act="quick_gelu", **tower), embed_dim=embed_dim, dtype="bfloat16")
+                        text=dict(name="text", variant=text, **tower), embed_dim=embed_dim, dtype="bfloat16")
     config.optimizer.lr, config.optimizer.weight_decay = 1e-3, 0.2
     config.optimizer.schedule = ((".*", dict(name="cosine", warmup="1 epoch", final=0.01)),)
     config.mesh = dict(slice=1, data=-1, fsdp=fsdp, tensor=1, expert=1)
