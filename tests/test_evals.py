@@ -322,7 +322,7 @@ def test_evaluate_builds_runs_and_writes(spec, views, tmp_path):
     evals = evaluate.build(config, OBJECTIVE, durations, state())
     assert [(e.instance, e.every, e.read) for e in evals] == [("now", 4, "params"), ("untrained", 0, "init")]
     fresh = state()._replace(params={**state().params, "image": {"w": -state().params["image"]["w"]}})
-    job = types.SimpleNamespace(objective=OBJECTIVE, config=config, init=lambda key: fresh,
+    job = types.SimpleNamespace(objective=OBJECTIVE, config=config, init=lambda key, params=None, locked=None: fresh,
                                 mesh=mesh.make({"slice": 1, "data": -1, "fsdp": 1, "tensor": 1, "expert": 1}))
     (tmp_path / "evals.json").write_text('{"step": 1, "retrieval/now/text_to_image/R@1": 7, "other/x/y": 3}')
     results = evaluate.run(evals, state(), 8, job, tmp_path)

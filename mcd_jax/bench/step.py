@@ -16,9 +16,6 @@ from mcd_jax import job as job_lib
 from mcd_jax import mesh as mesh_lib
 from mcd_jax import metrics
 
-_CONFIG = config_flags.DEFINE_config_file("config", "configs/mcd_emoji.py", "a file of configs/")
-_STEPS = flags.DEFINE_integer("steps", 10, "how many steps to time", lower_bound=1)
-
 
 def measure(config, steps):
     """The figures of `steps` train steps of `config`.
@@ -60,10 +57,12 @@ def main(argv):
     if len(argv) > 1:
         raise app.UsageError(f"unknown argument {argv[1]!r}: flags begin with --")
     try:
-        print(json.dumps(measure(_CONFIG.value, _STEPS.value)))
+        print(json.dumps(measure(flags.FLAGS.config, flags.FLAGS.steps)))
     except (ValueError, OSError) as error:
         sys.exit(f"error: {error}")
 
 
-if __name__ == "__main__":
+if __name__ == "__main__":   # not before: `mcd_jax.train` has a flag of the same name
+    config_flags.DEFINE_config_file("config", "configs/mcd_emoji.py", "a file of configs/")
+    flags.DEFINE_integer("steps", 10, "how many steps to time", lower_bound=1)
     app.run(main)

@@ -27,7 +27,8 @@ import sys
 import time
 
 from mcd_jax import config as config_lib
-from mcd_jax.data import encode, image, processes, sources
+from mcd_jax.data import encode, image, sources
+from mcd_jax.data.follow import follow_parent
 
 _SETTINGS = ("source", "short_side", "quality", "shard_examples", "keep", "source_examples")
 
@@ -163,7 +164,7 @@ _WORKER = []   # the source that this worker process has opened
 
 
 def _begin(spec):
-    processes.follow_parent()
+    follow_parent()
     _WORKER[:] = [sources.open(spec)]
 
 

@@ -11,13 +11,13 @@ threads of one interpreter make about 4,000 rows a second at most (small images,
 with two cores). Beyond that, or beyond a dozen cores, take processes. Each opens the source: give shards their index first.
 """
 import json
-import multiprocessing
-import os
 import threading
 
 from absl import flags
 import grain
 import numpy as np
+
+from mcd_jax.data.follow import follow_parent
 
 
 class Remote:
@@ -52,14 +52,6 @@ def spread(data, processes, buffer):
 def read_reports(array):
     """The reports that a `Remote` sent."""
     return json.loads(array.tobytes())
-
-
-def follow_parent():
-    """Ends this process when the one that started it is gone: it would wait for more work for ever."""
-    def follow():
-        multiprocessing.parent_process().join()
-        os._exit(1)
-    threading.Thread(target=follow, daemon=True).start()
 
 
 def _begin(number, count):
