@@ -3,6 +3,8 @@ PYTHON ?= python3.11
 VENV   := .venv
 BIN    := $(VENV)/bin
 PEERS  := .venv-peers
+JOBS   ?= 2
+PYTEST := -m pytest -q -n $(JOBS) --dist loadfile
 export JAX_PLATFORMS ?= cpu
 
 .PHONY: train test test-all test-peers lint bench setup clean
@@ -12,10 +14,10 @@ train: $(VENV)/.train
 	$(BIN)/python -m mcd_jax.report --workdir=runs/mcd_emoji
 
 test: $(VENV)/.dev
-	$(BIN)/python -m pytest -q -m "not full" tests
+	$(BIN)/python $(PYTEST) -m "not full" tests
 
 test-all: $(VENV)/.dev $(VENV)/.tpu
-	$(BIN)/python -m pytest -q -m full tests
+	$(BIN)/python $(PYTEST) -m full tests
 
 test-peers: $(PEERS)/.done
 	$(PEERS)/bin/python -m pytest -q --confcutdir=tests/peers tests/peers
