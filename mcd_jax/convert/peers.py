@@ -1,6 +1,7 @@
 """Both sides of a conversion fed with the same images and captions, and how far apart they are."""
 from collections.abc import Callable
 import io
+import sys
 from typing import NamedTuple
 
 import jax
@@ -127,7 +128,26 @@ def logits(image, text, scale, bias):
     return scale * image @ text.T + bias
 
 
+_DECLARED = []
+
+
+def declare_operators():
+    """Lets torchvision be imported where its compiled operators don't load beside this torch: peers need its transforms only."""
+    try:
+        import torchvision  # noqa: F401
+    except ImportError:
+        pass
+    except RuntimeError:
+        import torch
+        _DECLARED.append(torch.library.Library("torchvision", "DEF"))
+        for name in ("nms", "qnms"):
+            _DECLARED[-1].define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+        for name in [name for name in sys.modules if name.split(".")[0] == "torchvision"]:
+            del sys.modules[name]
+
+
 def check(workdir, module, checkpoint, name="", read="params", step=None, count=16):
     """`compare` of a run and a peer's checkpoint, on the embedded test set."""
+    declare_operators()
     run = runs.open_run(workdir, read, step)
     return compare(of_run(run), module.peer(checkpoint, name), *examples(count))

@@ -1,6 +1,8 @@
 """A ViT trained here, exported, and evaluated by open_clip's own preprocessing, tokenizer and towers: the same retrieval table."""
 import io
 import json
+import subprocess
+import sys
 
 import numpy as np
 import open_clip
@@ -72,6 +74,11 @@ def test_the_same_retrieval_table(folders):
         print(instance, mine, table)
         assert mine == pytest.approx(table, abs=1e-9)
     assert figures["retrieval/test/text_to_image/R@10"] > 4 * figures["retrieval/test/text_to_image/chance_R@10"]   # it has learned
+
+
+def test_the_peer_is_imported_without_what_these_tests_declare():
+    code = "from mcd_jax.convert import peers; peers.declare_operators(); import open_clip"
+    subprocess.run([sys.executable, "-c", code], check=True)
 
 
 def test_both_sides_see_the_same(folders):
