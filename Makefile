@@ -4,7 +4,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 PEERS  := .venv-peers
 JOBS   ?= 2
-PYTEST := -m pytest -q -n $(JOBS) --dist loadfile
+PYTEST := -m pytest -q -n $(JOBS) --dist loadfile --no-loadscope-reorder
 export JAX_PLATFORMS ?= cpu
 
 .PHONY: train test test-all test-peers lint bench setup clean

@@ -16,3 +16,10 @@ import jax  # noqa: E402
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_cpu_enable_async_dispatch", False)  # four fake devices on two cores: keep collectives in step
+
+_LONG = ("test_train", "test_scale", "test_objectives", "test_distributed", "test_locked", "test_sweep_runs", "test_m2mix_run")
+
+
+def pytest_collection_modifyitems(items):
+    """The files that take longest come first: else one of two processes would end with one of them, alone."""
+    items.sort(key=lambda item: _LONG.index(item.path.stem) if item.path.stem in _LONG else len(_LONG))

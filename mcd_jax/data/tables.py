@@ -27,7 +27,7 @@ def read_table(path, header=None, quoted=True):
     with open(path, encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
         if ending == ".json":
             return _coco(file, path)
-        rows = _json_lines(file, path) if ending == ".jsonl" else _separated(file, path, DELIMITERS[ending], header, quoted)
+        rows = _json_rows(file, path) if ending == ".jsonl" else _separated(file, path, DELIMITERS[ending], header, quoted)
     for number, row in enumerate(rows):
         if row.keys() != rows[0].keys():
             odd = sorted(row.keys() ^ rows[0].keys())
@@ -48,8 +48,12 @@ def make_numbers(rows, keep):
             break
 
 
-def _json_lines(file, path):
-    rows = []
+def json_lines(file, path):
+    """Yields (number from 1, object) of the lines of an open JSON lines file that aren't empty.
+
+    Raises:
+      ValueError: a line is no JSON object; the message names `path` and the line.
+    """
     for number, line in enumerate(file, 1):
         if not line.strip():
             continue
@@ -59,9 +63,12 @@ def _json_lines(file, path):
             raise ValueError(f"{path}, line {number} is not JSON: {error}") from error
         if not isinstance(row, dict):
             raise ValueError(f"{path}, line {number} is not a JSON object but {line.strip()[:40]!r}")
-        rows.append({name: [_text(item) for item in value] if isinstance(value, list) else _text(value)
-                     for name, value in row.items()})
-    return rows
+        yield number, row
+
+
+def _json_rows(file, path):
+    return [{name: [_text(item) for item in value] if isinstance(value, list) else _text(value) for name, value in row.items()}
+            for _, row in json_lines(file, path)]
 
 
 def _separated(file, path, delimiter, header, quoted):

@@ -20,7 +20,7 @@ import jax.numpy as jnp
 
 from mcd_jax.models import transformer
 from mcd_jax.models.constrain import shard_batch
-from mcd_jax.models.resnet import FrozenNorm, masked
+from mcd_jax.models.resnet import FrozenNorm, mask_cells, masked
 from mcd_jax.models.variants import efficientnet_variant
 
 
@@ -63,15 +63,8 @@ class EfficientNet(nn.Module):
         return 0
 
     def num_patches(self, shape):
-        """Patches of the masking grid for pixels of this (B, H, W, 3) shape.
-
-        Raises:
-          ValueError: H or W isn't divisible by mask_patch.
-        """
-        if shape[1] % self.mask_patch or shape[2] % self.mask_patch:
-            raise ValueError(f"images of {shape[1]}x{shape[2]} px can't be cut into patches of "
-                             f"config.model.image.mask_patch={self.mask_patch} px")
-        return (shape[1] // self.mask_patch) * (shape[2] // self.mask_patch)
+        """Patches of the masking grid for pixels of this shape, see `mask_cells`."""
+        return mask_cells(shape, self.mask_patch)
 
     @nn.compact
     def __call__(self, pixels, keep_ids=None, path_noise=None):

@@ -70,15 +70,8 @@ class ResNet(nn.Module):
         return 0
 
     def num_patches(self, shape):
-        """Patches of the masking grid for pixels of this (B, H, W, 3) shape.
-
-        Raises:
-          ValueError: H or W isn't divisible by mask_patch.
-        """
-        if shape[1] % self.mask_patch or shape[2] % self.mask_patch:
-            raise ValueError(f"images of {shape[1]}x{shape[2]} px can't be cut into patches of "
-                             f"config.model.image.mask_patch={self.mask_patch} px")
-        return (shape[1] // self.mask_patch) * (shape[2] // self.mask_patch)
+        """Patches of the masking grid for pixels of this shape, see `mask_cells`."""
+        return mask_cells(shape, self.mask_patch)
 
     def grid(self, shape):
         """(h, w) of the last stage for pixels of this (B, H, W, 3) shape.
@@ -179,6 +172,18 @@ class FrozenNorm(nn.Module):
         scale = scale * jax.lax.rsqrt(jax.lax.stop_gradient(var) + self.eps)
         bias = bias - jax.lax.stop_gradient(mean) * scale
         return x * scale.astype(self.dtype)[None, None, None] + bias.astype(self.dtype)[None, None, None]
+
+
+def mask_cells(shape, patch):
+    """Patches of `patch` pixels in images of this (B, H, W, 3) shape.
+
+    Raises:
+      ValueError: H or W isn't divisible by `patch`.
+    """
+    if shape[1] % patch or shape[2] % patch:
+        raise ValueError(f"images of {shape[1]}x{shape[2]} px can't be cut into patches of "
+                         f"config.model.image.mask_patch={patch} px")
+    return (shape[1] // patch) * (shape[2] // patch)
 
 
 def masked(pixels, keep_ids, count, patch):

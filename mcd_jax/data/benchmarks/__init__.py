@@ -11,10 +11,10 @@
 Files that a benchmark names are read only from below its folder, once links are followed.
 """
 import builtins
-import json
 import os
 from typing import NamedTuple
 
+from mcd_jax.data import tables
 from mcd_jax.data.columns import position
 from mcd_jax.data.image import Bad
 from mcd_jax.load import load
@@ -189,14 +189,8 @@ def json_lines(path, needed):
       ValueError: a line is no JSON object, or lacks a key of `needed`; the message names file and line.
     """
     with builtins.open(path, encoding="utf-8") as lines:
-        for number, line in enumerate(lines, 1):
-            if not line.strip():
-                continue
-            try:
-                row = json.loads(line)
-            except (ValueError, RecursionError) as error:
-                raise ValueError(f"{path}, line {number} is not JSON: {error}") from error
-            lacking = [key for key in needed if not isinstance(row, dict) or key not in row]
+        for number, row in tables.json_lines(lines, path):
+            lacking = [key for key in needed if key not in row]
             if lacking:
                 raise ValueError(f"{path}, line {number} has no {', '.join(lacking)}")
             yield row
