@@ -13,7 +13,7 @@ set -euo pipefail
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 # shellcheck source=launch/common.sh
 source "$root/launch/common.sh"
-((BASH_VERSINFO[0] * 100 + BASH_VERSINFO[1] >= 501)) || die "bash $BASH_VERSION is too old; launch/local.sh needs 5.1"
+((BASH_VERSINFO[0] * 100 + BASH_VERSINFO[1] >= 404)) || die "bash $BASH_VERSION is too old; launch/local.sh needs 4.4"
 
 count=${1:-} devices='' grace=60 logs=runs/local
 if [[ -z $count || $count == --help || $count == -h ]]; then
@@ -60,7 +60,7 @@ fi
 
 pipes=$(mktemp -d)
 trap '[[ -z $timer ]] || kill -KILL -- "-$timer" 2>/dev/null || true; rm -rf "$pipes"' EXIT
-pids=() readers=() timer='' failed=0 preempted=0 left=$count
+pids=() readers=() timer='' failed=0 preempted=0
 mkdir -p "$logs"
 set -m   # a process group for each process, so that a Ctrl-C reaches them once, from here, and SIGKILL reaches their children
 for ((i = 0; i < count; i++)); do
@@ -92,20 +92,21 @@ end_others() {
   set +m
 }
 
-while ((left)); do
-  pid='' status=0
-  wait -n -p pid "${pids[@]}" || status=$?
-  if [[ -z ${pid:-} ]]; then
-    ((status != 127)) || break   # none is left
-    continue                     # a signal came
-  fi
-  for i in "${!pids[@]}"; do [[ ${pids[i]} != "$pid" ]] || { rank=$i; unset "pids[i]"; }; done
-  left=$((left - 1))
+# Looks for ended processes five times a second: `wait -n` was seen to sleep through the end of one on a busy machine.
+while ((${#pids[@]})); do
+  ended=''
+  for i in "${!pids[@]}"; do
+    kill -0 "${pids[i]}" 2>/dev/null || { ended=$i; break; }
+  done
+  [[ -n $ended ]] || { sleep 0.2 || true; continue; }
+  status=0
+  wait "${pids[ended]}" || status=$?
+  unset "pids[ended]"
   case $status in
     0) continue ;;
-    75) preempted=75; say "launch/local.sh: process $rank was preempted (75)" ;;
+    75) preempted=75; say "launch/local.sh: process $ended was preempted (75)" ;;
     *)
-      say "launch/local.sh: process $rank ended with status $status"
+      say "launch/local.sh: process $ended ended with status $status"
       ((failed)) || failed=$status
       ;;
   esac
