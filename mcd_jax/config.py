@@ -191,7 +191,7 @@ def save(config, path):
 
 
 def read(path):
-    """The ConfigDict that `save` wrote.
+    """The ConfigDict that `save` wrote; keys that the run's version did not have yet get their defaults.
 
     Raises:
       FileNotFoundError: with the advice to train first.
@@ -199,7 +199,14 @@ def read(path):
     path = pathlib.Path(path)
     if not path.exists():
         raise FileNotFoundError(f"{path} does not exist: is this the --workdir of a run that `python -m mcd_jax.train` started?")
-    return ConfigDict(json.loads(path.read_text()))
+    config = ConfigDict(json.loads(path.read_text()))
+    for key, value in default().items():
+        if key not in config:
+            config[key] = value
+        elif isinstance(value, ConfigDict) and isinstance(config[key], ConfigDict):
+            for sub in set(value) - set(config[key]):
+                config[key][sub] = value[sub]
+    return config
 
 
 def from_file(path, given=()):

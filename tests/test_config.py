@@ -1,4 +1,5 @@
 """Durations, the config's checks, plugins by name, and FLOPs counted from a trace."""
+import json
 import sys
 
 import jax
@@ -56,6 +57,16 @@ def test_a_config_survives_its_file(tmp_path):
     assert read.objective.ema_m == config.objective.ema_m and config_lib.check(read) is None
     with pytest.raises(FileNotFoundError, match="is this the --workdir of a run"):
         config_lib.read(tmp_path / "other.json")
+
+
+def test_a_config_of_an_older_version_gets_the_keys_that_it_lacks(tmp_path):
+    config = config_lib.default().to_dict()
+    del config["init_fresh"], config["data"]["processes"], config["checkpoint"]["best"]
+    config["seed"] = 5
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    read = config_lib.read(tmp_path / "config.json")
+    assert read.init_fresh == () and read.data.processes == 0 and read.checkpoint.best == "" and read.seed == 5
+    assert set(read.to_dict()) == set(config_lib.default().to_dict())
 
 
 def test_a_method_of_ones_own_runs_by_its_dotted_path(tmp_path, monkeypatch):
