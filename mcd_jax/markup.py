@@ -3,9 +3,9 @@ import html
 import math
 import pathlib
 
-_EMPTY = ("img", "meta")
+_EMPTY = ("img", "meta", "input")
 _STYLE = pathlib.Path(__file__).with_suffix(".css")
-_POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"  # the page can load and run nothing
+POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"  # the page can load and run nothing
 
 
 class Html(str):
@@ -77,11 +77,12 @@ def flat(config, path=""):
     return {path: "nan" if isinstance(config, float) and math.isnan(config) else config}
 
 
-def document(name, lead, sections, style=""):
-    """A page that loads nothing: `lead` under the title, then `sections`, id -> (title, part). `style`: further rules of CSS."""
+def document(name, lead, sections, style="", policy=POLICY):
+    """A page: `lead` under the title, then `sections`, id -> (title, part). `style`: further rules of CSS; `policy`: what the page
+    may load, by default nothing."""
     nav = el("nav", [el("a", title, href=f"#{key}") for key, (title, _) in sections.items()])
     head = el("head", el("meta", charset="utf-8"), el("title", name),
-              el("meta", http_equiv="Content-Security-Policy", content=_POLICY),
+              el("meta", http_equiv="Content-Security-Policy", content=policy),
               el("meta", name="viewport", content="width=device-width, initial-scale=1"),
               el("style", Html(_STYLE.read_text() + style)))
     header = el("header", el("div", el("h1", name), nav, cls="bar"), lead, id="summary")
