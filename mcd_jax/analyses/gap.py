@@ -20,6 +20,7 @@ import jax
 import numpy as np
 
 from mcd_jax import analyze, evaluate
+from mcd_jax import config as config_lib
 from mcd_jax import embed as embed_lib
 from mcd_jax import workdir as workdir_lib
 from mcd_jax.evals import fairness, gap, retrieval, zeroshot
@@ -118,7 +119,7 @@ def _measure(job, state, args, chosen):
     image, text, score = pairs[name]
     along, scale = shift.vector(image, text), logit_scale(state.params)
     scales = sorted({*landscape.SCALES, *([] if scale is None else [round(scale, 1)])}, reverse=True)
-    result = {"step": int(state.step), "objective": str(job.config.objective.name), "seed": int(job.config.seed),
+    result = {"step": int(state.step), "objective": config_lib.title(job.config.objective), "seed": int(job.config.seed),
               "read": args.read or settings.get("read") or "params", "logit_scale": scale, "temperature": temperature(job.config),
               "pairs": name, "vector": args.vector, "rows": len(image), "figures": score(image, text), "batches": args.batches,
               "landscape": {key: around(*own[:2], scales, args.batches) for key, own in pairs.items()},

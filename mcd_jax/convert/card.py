@@ -1,6 +1,7 @@
 """README.md of an exported folder: what the model was trained on, how long, how well it does, and under which licence."""
 import math
 
+from mcd_jax import config as config_lib
 from mcd_jax import evaluate
 
 EMOJI = ("the embedded emoji set: drawings of Noto Emoji (Apache-2.0), Twemoji (CC-BY-4.0), Fluent Emoji (MIT) and OpenMoji "
@@ -27,7 +28,8 @@ def text(run, module, name, folder, dtype, licence, notes):
              f"# {run.workdir.rstrip('/').rpartition('/')[2]}", "",
              f"An image and a text tower, exported by mcd_jax to {name} ({dtype} weights).", "",
              "| | |", "|---|---|",
-             f"| method | {config.objective.name} |", f"| parameters read | {run.read} |", f"| training data | {data} |",
+             f"| method | {config_lib.title(config.objective)} |", f"| parameters read | {run.read} |",
+             f"| training data | {data} |",
              f"| steps | {steps:,} of {batch:,} examples ({steps * batch:,} seen) |",
              f"| images | {run.inputs['image_size']} px, {run.view.op}, {run.view.method}; transparent pixels were put on white |",
              f"| texts | tokenizer {run.tokens.name}, cleaned: {run.tokens.cleaning}, {run.inputs['context']} tokens, end of text "
