@@ -111,6 +111,7 @@ def started(pair, workdir, step):
     raise AssertionError("the job did not get going")
 
 
+@pytest.mark.full
 def test_sigterm_of_one_saves_everywhere(tmp_path):
     """The signal comes while the job evaluates, which it does after every step."""
     args = command(tmp_path, "--config.steps=4000 steps", "--config.checkpoint.every=100 percent")

@@ -82,7 +82,7 @@ def test_the_trained_part_gets_the_gradient_it_gets_unlocked(method):
 
 
 @pytest.mark.parametrize("microbatches", [1, 2])
-@pytest.mark.parametrize("method", tiny.METHODS)
+@pytest.mark.parametrize("method", METHODS)
 def test_a_locked_tower_is_computed_once_forward_and_never_backward(method, microbatches):
     """FLOPs of the step's trace by the depth of the locked tower: one forward pass (MCD's teacher makes a second one), no more."""
     def flops(depth):

@@ -63,6 +63,7 @@ def test_coefficients_follow_their_distribution():
     assert abs(np.corrcoef(out["mix/v"], out["mix/l"])[0, 1]) < 0.06
 
 
+@pytest.mark.full
 def test_temperatures_constant_learned_and_frozen():
     """By default both are constants and logit_scale is not touched; 0 takes the parameter; m2 can learn its own; None freezes."""
     before, after, report = stepped(temperature=0.01, m2_learned=False)
@@ -133,6 +134,7 @@ def small(config, steps):
     return config
 
 
+@pytest.mark.full
 def test_fine_tuning_from_a_run_at_another_temperature(tmp_path):
     """All parameters but those named are the run's; the temperature starts as told and stays there where it is frozen."""
     source = tmp_path / "source"
