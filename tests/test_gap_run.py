@@ -43,10 +43,8 @@ def get_config():
     return config
 
 
-@pytest.fixture(scope="module")
-def run(tmp_path_factory):
+def untrained(folder):
     """A run that has a checkpoint (of untrained parameters under another key), its job and its state."""
-    folder = tmp_path_factory.mktemp("gap") / "toy"
     folder.mkdir()
     job = job_lib.build(get_config())
     with jax.set_mesh(job.mesh):
@@ -55,8 +53,14 @@ def run(tmp_path_factory):
         saver.save(7, state)
         saver.close()
     config_lib.save(job.config, folder / "config.json")
-    yield types.SimpleNamespace(folder=folder, job=job, state=state)
-    job.pipeline.close()
+    return types.SimpleNamespace(folder=folder, job=job, state=state)
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    run = untrained(tmp_path_factory.mktemp("gap") / "toy")
+    yield run
+    run.job.pipeline.close()
 
 
 @pytest.fixture(scope="module")

@@ -6,20 +6,18 @@ import os
 import threading
 import urllib.parse
 
-import jax
 import numpy as np
 from PIL import Image
 import pytest
 
-from mcd_jax import checkpoint, embed, job
-from mcd_jax import config as config_lib
+from mcd_jax import embed
 from mcd_jax.data import pipeline
 from mcd_jax.search import __main__ as command
 from mcd_jax.search import engine as engine_lib
 from mcd_jax.search import folder as folder_lib
 from mcd_jax.search import index as index_lib
 from mcd_jax.search import page, server
-from tests.test_gap_run import get_config
+from tests.test_gap_run import untrained
 
 COLOURS = {"red.png": (255, 0, 0), "deep/green.jpg": (0, 255, 0), "deep/er/blue.webp": (0, 0, 255), "white.bmp": (255, 255, 255)}
 
@@ -32,17 +30,9 @@ def picture(colour, kind="PNG", size=(40, 30)):
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("search") / "toy"
-    folder.mkdir()
-    made = job.build(get_config())
-    with jax.set_mesh(made.mesh):
-        state = made.init(jax.random.key(9))
-        saver = checkpoint.Checkpoints(folder)
-        saver.save(3, state._replace(step=jax.numpy.int32(3)))
-        saver.close()
-    config_lib.save(made.config, folder / "config.json")
-    made.pipeline.close()
-    return folder, made, state
+    run = untrained(tmp_path_factory.mktemp("search") / "toy")
+    run.job.pipeline.close()
+    return run.folder, run.job, run.state
 
 
 @pytest.fixture
