@@ -136,7 +136,7 @@ def rows_of(text):
 @pytest.mark.parametrize("flags, sentence", [
     ([], "say what to look for"), (["--text=x", "--count=0"], "--count=0 must be at least 1"),
     (["--text=  "], "the question is empty"), (["--image=/nowhere.png"], "No such file"),
-    (["--text=x", "--images=/nowhere"], "is not a folder"),
+    (["--text=x", "--images=/nowhere"], "is not a folder"), (["--serve", "--host=0.0.0.0"], "names no address"),
     (["--text=x", "--read=memory/teacher"], "read='memory/teacher'"), (["--text=x", "--step=4"], "no checkpoint of step 4")])
 def test_a_bad_call_gets_a_sentence(run, images, flags, sentence):
     with pytest.raises(SystemExit, match=sentence):

@@ -48,6 +48,8 @@ def run(args):
         raise ValueError("say what to look for: --text=..., --image=FILE, or --serve for a web page")
     if args.count < 1:
         raise ValueError(f"--count={args.count} must be at least 1")
+    if args.serve and args.host in ("", "0.0.0.0", "::"):
+        raise ValueError(f"--host={args.host!r} names no address: give the one by which others ask for the page")
     folder = folder_lib.Folder(args.images)
     engine = engine_lib.Engine(args.workdir, folder, args.step, args.read, args.index or None)
     bad = len(folder) - int(engine.index.good.sum())
