@@ -25,7 +25,7 @@ def write(workdir, name, result):
         folder = small.folder / "analysis"
         folder.mkdir(exist_ok=True)
         part = folder / f".{name}.{os.getpid()}.json"
-        part.write_text(json.dumps(_plain(result)) + "\n")
+        part.write_text(json.dumps(plain(result)) + "\n")
         part.replace(folder / f"{name}.json")
     return f"{str(workdir).rstrip('/')}/analysis/{name}.json"
 
@@ -41,11 +41,12 @@ def read(folder):
     return found
 
 
-def _plain(value):
+def plain(value):
+    """A result as it is written: keys as text, numbers with six digits, those that aren't finite as None."""
     if isinstance(value, dict):
-        return {str(k): _plain(v) for k, v in value.items()}
+        return {str(k): plain(v) for k, v in value.items()}
     if isinstance(value, (list, tuple)):
-        return [_plain(v) for v in value]
+        return [plain(v) for v in value]
     if isinstance(value, float):
         return float(f"{value:.6g}") if math.isfinite(value) else None
     return value

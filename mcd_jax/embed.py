@@ -1,4 +1,7 @@
-"""Embeddings of host batches by a trained state: one compiled function for any number of rows."""
+"""Embeddings of host batches by a trained state: one compiled function for any number of rows.
+
+`python -m mcd_jax.embed --workdir=... --out=...` writes those of a whole source into a file: see `store`.
+"""
 import functools
 
 import jax
@@ -33,11 +36,11 @@ def parameters(state, read):
     return pair.whole({**state.params, **node}, state.memory)
 
 
-def make_embed(objective, read="params", batch_size=256, place=None, held=None):
+def make_embed(objective, read="params", batch_size=256, place=None, held=None, heads=("embed",)):
     """embed(state, batch) -> embeddings, compiled once for each set of batch keys.
 
     Args:
-      objective: an `Objective`; its `heads["embed"]` does the work.
+      objective: an `Objective`; its `heads` of these names do the work, in one function: what they share is computed once.
       read: which parameters, see `parameters`.
       batch_size: rows per call of the compiled function. Short batches are padded by repeating their last row, long ones split.
       place: host batch of `batch_size` rows -> device batch (sharded over a mesh); None: left to jax.jit.
@@ -49,7 +52,7 @@ def make_embed(objective, read="params", batch_size=256, place=None, held=None):
       it has the attributes held, batch_size and exchange: a batch of at most `batch_size` rows of which each process has filled
       its own -> the whole, in every process. gives(state, batch) -> the head's keys for such a batch, a set; nothing is compiled.
     """
-    head = jax.jit(objective.heads["embed"])  # the same function again shares what is compiled
+    head = jax.jit(_together(objective, heads))  # the same function again shares what is compiled
 
     def embed(state, batch):
         params = parameters(state, read)
@@ -80,6 +83,19 @@ def make_embed(objective, read="params", batch_size=256, place=None, held=None):
     return embed
 
 
+def _together(objective, heads):
+    """One head, or the outputs of several."""
+    if len(heads) == 1:
+        return objective.heads[heads[0]]
+
+    def every(params, memory, batch):
+        out = {}
+        for name in heads:
+            out |= objective.heads[name](params, memory, batch)
+        return out
+    return every
+
+
 def _pad(value, size):
     value = np.asarray(value)
     return np.concatenate([value, np.repeat(value[-1:], size - len(value), axis=0)]) if len(value) < size else value
@@ -96,3 +112,8 @@ def _whole(value):
 def _replicate(mesh):
     everywhere = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
     return jax.jit(lambda x: x, out_shardings=everywhere)
+
+
+if __name__ == "__main__":
+    from mcd_jax import store
+    store.main()

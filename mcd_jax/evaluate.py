@@ -42,6 +42,7 @@ class Eval(NamedTuple):
     read: str
     batch_size: int
     fn: Callable        # fn(embed, state) -> {figure: float}
+    heads: tuple = ("embed",)   # of the objective, whose outputs `embed` gives: HEADS of the module
 
 
 def build(config, objective, durations, abstract=None, chosen=None):
@@ -72,10 +73,11 @@ def build(config, objective, durations, abstract=None, chosen=None):
                 _checked(lambda: embed_lib.parameters(abstract, read), key)
             every = durations(f"{key}.every", settings.get("every"))
             size = settings.get("batch_size", 256)
-            evals.append(Eval(module, name, every, read, size, _checked(lambda: plugin.make(settings, name), key)))
-    if evals and "embed" not in objective.heads:
-        raise ValueError("config.evals needs an objective with the head 'embed': "
-                         f"this one has {', '.join(objective.heads) or 'none'}")
+            heads = tuple(getattr(plugin, "HEADS", ("embed",)))
+            if lacking := [head for head in heads if head not in objective.heads]:
+                raise ValueError(f"config.{key} needs an objective with the head {lacking[0]!r}: "
+                                 f"this one has {', '.join(objective.heads) or 'none'}")
+            evals.append(Eval(module, name, every, read, size, _checked(lambda: plugin.make(settings, name), key), heads))
     return evals
 
 
@@ -85,8 +87,10 @@ def default_views(config):
     if not data.get("views") or "inputs" not in model:
         return {}
     given = str(data["views"].get("image", ""))   # an image view without randomness is what this model looks through
-    plain = [part.strip().partition("(")[0] for part in given.split("|")] in (["decode", "center"], ["decode", "resize"])
+    plain = [part.strip().partition("(")[0] for part in given.split("|")] in (["decode", "center"], ["decode", "resize"], ["column"])
     views = {"image": given if plain else f"decode|center({model['inputs']['image_size']})"}
+    if str(data["views"].get("text", "")).startswith("column("):
+        return {**views, "text": data["views"]["text"]}
     for _, spec in sorted(data["views"].items(), key=lambda item: item[0] != "text"):   # the view called text, or the first
         last = ast.parse(spec.strip(), mode="eval").body
         last = ast.unparse(last.right if isinstance(last, ast.BinOp) else last)
@@ -152,10 +156,11 @@ def run(evals, state, step, job, workdir, stop=lambda: False, say=None, compiled
         if e.read == "init" and fresh is None:
             fresh = job.init(jax.random.key(job.config.seed), None, state.memory.get("locked"))
         size = batch_rows(e.batch_size, job.mesh)
-        if (e.read, size) not in embeds:
+        which = (e.read, size, e.heads)
+        if which not in embeds:
             held = mesh_lib.local_rows(size, job.mesh) if jax.process_count() > 1 else None
-            embeds[e.read, size] = embed_lib.make_embed(job.objective, e.read, size, placement(job.mesh), held)
-        figures = e.fn(embeds[e.read, size], fresh if e.read == "init" else state)
+            embeds[which] = embed_lib.make_embed(job.objective, e.read, size, placement(job.mesh), held, e.heads)
+        figures = e.fn(embeds[which], fresh if e.read == "init" else state)
         results.update({f"{e.module}/{e.instance}/{figure}": float(value) for figure, value in figures.items()})
         if say:
             say(f"{e.module}/{e.instance} ({e.read}): {time.time() - start:.1f} s")

@@ -156,17 +156,21 @@ def zeros(batch):
 def inputs(config, pipeline):
     """What the model must know of its data: vocabulary, context, end-of-text id, image size, and padding if it isn't 0.
 
+    The image size is 0 where the image view is a row of stored numbers, which a tower of such rows reads.
+
     Raises:
       ValueError: a square image view or a tokenized view is needed and there is none.
     """
     sizes = {k: shape[1:] for k, (shape, dtype) in pipeline.shapes.items() if len(shape) == 4}
     name = next(iter(config_lib.methods(config.objective).values())).get("image", "image")
+    padding = dict(pad=pipeline.pad) if pipeline.pad else {}
+    if len(pipeline.shapes.get(name, ((),))[0]) == 2:
+        return dict(vocab_size=pipeline.vocab_size, context=pipeline.context, eot=pipeline.eot, image_size=0, **padding)
     if name not in sizes:
         raise ValueError(f"config.data.views has no image view {name!r}: it makes {', '.join(sorted(pipeline.shapes))}")
     height, width, _ = sizes[name]
     if height != width:
         raise ValueError(f"config.data.views.{name} makes {height} x {width} images: the towers take square ones")
-    padding = dict(pad=pipeline.pad) if pipeline.pad else {}
     return dict(vocab_size=pipeline.vocab_size, context=pipeline.context, eot=pipeline.eot, image_size=height, **padding)
 
 

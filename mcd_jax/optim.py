@@ -4,7 +4,9 @@ Keys, all optional. Lists are (regex, value) pairs: the first whole match wins, 
   optimizers       pairs (or one dict for all) with dict(name=, ...) as in OPTIMIZERS below
   lr               peak learning rate, of every optimizer
   schedule         pairs (or one dict) with dict(name="cosine"|"linear"|"constant"|"rsqrt", warmup=duration,
-                   start=0., final=0.: shares of lr), or None: frozen, which never moves and has no moments
+                   start=0., final=0.: shares of lr), or None: frozen, which never moves and has no moments. "stairs" is
+                   cosine in stairs of `every` (a duration, say "1 epoch"), of which `warmup` rise; its last stair is at
+                   `final` and so wasted if that is 0, unless fix_last_epoch=True spreads the cosine over one stair more
   lr_mults         pairs of regex and factor on the learning rate, decay included; empty: 1 everywhere
   weight_decay     decoupled (AdamW): lr * weight_decay * parameter is subtracted, whatever the optimizer
   decay_mask       pairs of regex and True, False or a factor; empty: tensors of 2 or more dimensions, but no
@@ -32,8 +34,8 @@ OPTIMIZERS = {
     "adafactor": {"decay_rate": 0.8, "min_dim_size_to_factor": 128, "clipping_threshold": 1.0, "momentum": 0.0,
                       "multiply_by_parameter_scale": False},
 }
-SCHEDULES = ("cosine", "linear", "constant", "rsqrt")
-_SCHEDULE_OPTIONS = {"name": "cosine", "warmup": 0, "start": 0.0, "final": 0.0}
+SCHEDULES = ("cosine", "linear", "constant", "rsqrt", "stairs")
+_SCHEDULE_OPTIONS = {"name": "cosine", "warmup": 0, "start": 0.0, "final": 0.0, "every": 0, "fix_last_epoch": False}
 _UNDECAYED = re.compile(r"(.*/)?(bias|scale|gamma|logit_[^/]*)|(.*/)?[^/]*norm[^/]*/[^/]*")
 _FROZEN = "frozen"
 
@@ -200,6 +202,13 @@ def _schedule(spec, lr, total_steps, batch_size, examples):
         raise ValueError(f"config.optimizer.schedule: warmup={o['warmup']!r} is {warmup} steps, "
                          f"longer than the run of {total_steps}")
 
+    if o["name"] == "stairs":
+        every = duration.steps(o["every"], total_steps=total_steps, batch_size=batch_size, examples=examples,
+                               name="config.optimizer.schedule every")
+        return _stairs(lr, o, total_steps, warmup, every)
+    if o["every"] or o["fix_last_epoch"]:
+        raise ValueError(f"config.optimizer.schedule: every and fix_last_epoch belong to name='stairs', not {o['name']!r}")
+
     def fn(count):
         s = jnp.asarray(count, jnp.float32)
         done = jnp.clip((s - warmup) / max(total_steps - warmup, 1), 0.0, 1.0)
@@ -210,6 +219,25 @@ def _schedule(spec, lr, total_steps, batch_size, examples):
                  "rsqrt": jnp.maximum(jnp.sqrt(first / jnp.maximum(s, first)), final)}[o["name"]]
         rising = o["start"] + (1.0 - o["start"]) * (s + 1.0) / first
         return lr * jnp.where(s < warmup, rising, share)
+    return fn
+
+
+def _stairs(lr, o, total_steps, warmup, every):
+    """A learning rate that stays the same for a stair of `every` steps: stair e of w that rise and n in all is at (e + 1) / w, then
+    at (1 + cos(pi (e - w + 1) / (n - w))) / 2. With fix_last_epoch, n - w + 1 in place of n - w."""
+    if every < 1 or every > total_steps:
+        raise ValueError(f"config.optimizer.schedule: name='stairs' needs every=<duration> within the run of {total_steps} steps, "
+                         f"such as '1 epoch', not {o['every']!r}")
+    count = round(total_steps / every)
+    rising = round(warmup / every)
+    if rising >= count:
+        raise ValueError(f"config.optimizer.schedule: warmup={o['warmup']!r} leaves none of the {count} stairs")
+
+    def fn(step):
+        e = jnp.minimum(jnp.floor(jnp.asarray(step, jnp.float32) * (count / total_steps) + 1e-4), count - 1)
+        done = (e - rising + 1) / (count - rising + bool(o["fix_last_epoch"]))
+        share = o["final"] + (1.0 - o["final"]) * (0.5 + 0.5 * jnp.cos(jnp.pi * jnp.clip(done, 0.0, 1.0)))
+        return lr * jnp.where(e < rising, o["start"] + (1.0 - o["start"]) * (e + 1.0) / max(rising, 1), share)
     return fn
 
 

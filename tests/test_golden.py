@@ -94,7 +94,15 @@ def slow_m2(out):
     return total / len(image) / 2
 
 
-SLOW = {"gcl": slow_gcl, "m2": slow_m2, "clip": slow_clip, "siglip": slow_siglip, "ssl": slow_ssl,
+def slow_reconstruction(kind):
+    """Mean squared difference, number by number; tests/test_vl_sae.py has what leads to the decoded rows."""
+    def slow(out):
+        found, want = (np.asarray(out[key], np.float64) for key in (f"{kind}/decoded", kind))
+        return sum((a - b) ** 2 for x, y in zip(found, want) for a, b in zip(x, y)) / want.size
+    return slow
+
+
+SLOW = {"image": slow_reconstruction("image"), "text": slow_reconstruction("text"), "gcl": slow_gcl, "m2": slow_m2, "clip": slow_clip, "siglip": slow_siglip, "ssl": slow_ssl,
         "misalignment": slow_misalignment}
 
 

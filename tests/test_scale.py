@@ -5,10 +5,9 @@ import numpy as np
 import pytest
 import tiny
 
-from mcd_jax import hlo, optim
+from mcd_jax import hlo, job, optim
 from mcd_jax import mesh as mesh_lib
 from mcd_jax import step as step_lib
-from mcd_jax.objectives import compose
 
 MESHES = {"1": ({}, 1), "2 data": ({"data": 2}, 2), "4 data": ({"data": 4}, 4), "2 data x 2 fsdp": ({"data": 2, "fsdp": 2}, 4),
           "2 slices x 2 fsdp": ({"slice": 2, "fsdp": 2}, 4), "2 data x 2 tensor": ({"data": 2, "tensor": 2}, 4)}
@@ -25,7 +24,7 @@ def setup(method, mesh, microbatches=1, form="gather", tower=tiny.IMAGE):
     tiny.weigh(config, EXTRA.get(method, {}))
     config.optimizer.optimizers = ((".*", dict(name="sgd", momentum=0.0)),)
     config.optimizer.lr, config.optimizer.weight_decay, config.optimizer.clip_norm = 1.0, 0.0, 0.0
-    objective = compose.objective(config)
+    objective = job.objective_of(config)
     batch = jax.tree.map(jnp.asarray, tiny.batch())
     shapes = jax.eval_shape(objective.init, jax.random.key(0), batch)
     tx, _ = optim.make(config.optimizer, shapes, total_steps=10, batch_size=tiny.BATCH, examples=80)

@@ -9,8 +9,9 @@ from mcd_jax import job, load, optim
 from mcd_jax import step as step_lib
 
 SIZE, CONTEXT, VOCAB, EOT, BATCH = 16, 6, 32, 2, 8
-METHODS = ("clip", "siglip", "slip", "mcd", "gcl", "m2mix", "mcd+gcl")   # "+": composed
-SMALL = {"slip": dict(hidden=16, out_dim=8), "mcd": dict(ssl_hidden=16, ssl_dim=8), "m2mix": dict(temperature=0.0, m2_learned=True)}
+METHODS = ("clip", "siglip", "slip", "mcd", "gcl", "m2mix", "vl_sae", "mcd+gcl")   # "+": composed
+LOCKED = {"vl_sae": ("image", "image/proj", "text", "text/proj")}   # methods over frozen towers
+SMALL = {"vl_sae": dict(k=8, ratio=4), "slip": dict(hidden=16, out_dim=8), "mcd": dict(ssl_hidden=16, ssl_dim=8), "m2mix": dict(temperature=0.0, m2_learned=True)}
 IMAGE = dict(name="resnet", widths=(8, 8), depths=(1, 1), stem_patch=4, mask_patch=4, norm="layer")
 TEXT = dict(name="text", width=8, depth=1, num_heads=2, mlp_dim=16)
 
@@ -26,6 +27,8 @@ def config(method, **changes):
     else:
         result.objective = config_lib.objective(method, **{**SMALL.get(method, {}), **changes})
     result.model = dict(image=IMAGE, text=TEXT, embed_dim=8, logit_bias=-10.0 if "siglip" in method else None)
+    if method in LOCKED:
+        result.model.locked = LOCKED[method]
     result.model.inputs = dict(vocab_size=VOCAB, context=CONTEXT, eot=EOT, image_size=SIZE)
     result.optimizer.schedule = ((".*", dict(name="constant")),)
     return ConfigDict(result.to_dict())

@@ -10,7 +10,8 @@ prompts are averaged and the mean made unit again, as SLIP's eval_zeroshot.py do
              name; integers need `labels`, the list of class names with label 0 first, or "set" where they count as the set does
   names      list of names, class 0 first, each a string or a list of strings; or a source spec: every text of every row that
              `names_where` keeps is a name of the class in that row's `label` column
-  templates  ("{}", "a drawing of {}"): "{}" is where the name goes
+  templates  ("{}", "a drawing of {}"): "{}" is where the name goes; unused where the view of "text" is a stored embedding and each
+             row that names a class has that of its text
   tokenizer, context   how the prompts become tokens, as in the pipe op tokenize(context, tokenizer); or a pipe of "text" in views
   without    {"no_flags": "flag"}: once more without the images whose column is true, and without the classes for which it always is
              (in the rows that give the names, else in the images)
@@ -82,6 +83,18 @@ def named(source, label, where, columns, instance):
             {column: always(table[label][keep], table[column][keep]) for column in columns})
 
 
+def stored_names(source, label, where, class_ids, instance):
+    """[(class, row)] of the first row of each class and text, in a source whose text view is a stored embedding."""
+    table = rows.columns(source, {*where, label, "text"}, ragged=("text",))
+    texts = table.pop("text")
+    keep, first = rows.select(table, where, instance), {}
+    for index in np.flatnonzero(keep):
+        text = texts[index] if isinstance(texts[index], (str, bytes)) else tuple(texts[index])
+        first.setdefault((int(table[label][index]), text), int(index))
+    place = {int(c): i for i, c in enumerate(class_ids)}
+    return sorted((place[c], index) for (c, _), index in first.items())
+
+
 def always(labels, column):
     """The classes that occur and whose rows all have a true `column`, sorted."""
     column = np.asarray(column, bool)
@@ -130,13 +143,20 @@ def parts(config, name):
     class_ids = np.array(sorted(names))
     first = {}
     twins = np.array([first.setdefault(tuple(names[c]), i) for i, c in enumerate(class_ids)])
-    prompts = [(i, t.replace("{}", n)) for i, c in enumerate(class_ids) for n in names[c] for t in templates]
+    if tokens is None:   # the embeddings of the names are stored beside them
+        asked, places = texts, stored_names(texts, label, names_where, class_ids, instance)
+        tokens = rows.pick(config["views"], ["text"], instance)
+        prompts, owner = [(i, names[class_ids[i]][0]) for i, _ in places], np.array([i for i, _ in places])
+        places = [place for _, place in places]
+    else:
+        prompts = [(i, t.replace("{}", n)) for i, c in enumerate(class_ids) for n in names[c] for t in templates]
+        asked, places, owner = rows.Texts(p for _, p in prompts), None, np.array([i for i, _ in prompts])
 
     def collect(embed, state):
-        texts, usable = rows.encode(embed, state, rows.Texts(p for _, p in prompts), tokens, ["text"], size)
+        texts, usable = rows.encode(embed, state, asked, tokens, ["text"], size, indices=places)
         if not usable.all():
             raise ValueError(f"config.evals.{instance}: the prompt {prompts[np.argmin(usable)][1]!r} is empty")
-        classes = class_embeddings(texts["text"], np.array([i for i, _ in prompts]), len(class_ids))
+        classes = class_embeddings(texts["text"], owner, len(class_ids))
 
         used = rows.sample(source, where, config.get("n"), instance)
         table = rows.columns(source, {label, *without.values()}, indices=used)
@@ -144,7 +164,8 @@ def parts(config, name):
         if chosen:
             labels = classes_lib.stored_numbers(chosen.name, labels, config.get("labels"), label, instance)
         image, good = rows.encode(embed, state, source, views, ["image"], size, indices=used)
-        return image["image"][good], classes, {name: column[good] for name, column in {**table, label: labels}.items()}
+        more = {"image": {key: value[good] for key, value in image.items()}, "text": texts, "prompt_class": owner}
+        return image["image"][good], classes, {"": more, **{k: column[good] for k, column in {**table, label: labels}.items()}}
 
     def score(image, classes, rest):
         labels = rest[label]
@@ -162,7 +183,16 @@ def parts(config, name):
 
 
 def prompt_view(config, instance):
-    """`pipeline.Views` of "text" for the prompts."""
+    """`pipeline.Views` of "text" for the prompts; None where the names' own rows hold their embeddings (column('text_embedding')).
+
+    Raises:
+      ValueError: stored embeddings for names that are no source.
+    """
+    if "tokenizer" not in config and str(config["views"].get("text", "")).startswith("column("):
+        if not hasattr(config["names"], "items"):
+            raise ValueError(f"config.evals.{instance}: stored embeddings have no text tower for prompts: let `names` be a source whose "
+                             "rows hold their embeddings")
+        return None
     if "tokenizer" not in config and "text" in config["views"]:
         return rows.pick(config["views"], ["text"], instance)
     return pipeline.Views({"text": f"caption('first')|tokenize({config['context']!r}, {config['tokenizer']!r})"})

@@ -67,8 +67,10 @@ def make(model_config, vocab_size, context, eot, image_size, pad=0):
     def init(key):
         image_key, text_key = jax.random.split(key)
         params = {
-            "image": _init(image_tower, image_proj, dim, "image", image_key, jnp.zeros((1, image_size, image_size, 3), dtype)),
-            "text": _init(text_tower, text_proj, dim, "text", text_key, jnp.full((1, context), eot, jnp.int32)),
+            "image": _init(image_tower, image_proj, dim, "image", image_key,
+                           rows_of(image_tower) or (lambda: jnp.zeros((1, image_size, image_size, 3), dtype))),
+            "text": _init(text_tower, text_proj, dim, "text", text_key,
+                          rows_of(text_tower) or (lambda: jnp.full((1, context), eot, jnp.int32))),
             "logit_scale": jnp.asarray(config["logit_scale"], jnp.float32),
         }
         if config["logit_bias"] is not None:
@@ -76,14 +78,16 @@ def make(model_config, vocab_size, context, eot, image_size, pad=0):
         return params
 
     def image(params, pixels, keep_ids=None, path_noise=None):
-        x = (pixels.astype(jnp.float32) / 255 - mean[None, None, None]) / std[None, None, None]
+        x = pixels
+        if not rows_of(image_tower):
+            x = ((pixels.astype(jnp.float32) / 255 - mean[None, None, None]) / std[None, None, None]).astype(dtype)
         own, noise, keep = _own(params, "image", path_noise)
-        return _embed(own, keep(image_tower.apply({"params": _body(own)}, x.astype(dtype), keep_ids, noise)))
+        return _embed(own, keep(image_tower.apply({"params": _body(own)}, x, keep_ids, noise)))
 
     def text(params, tokens, path_noise=None, image=None):
         own, noise, keep = _own(params, "text", path_noise)
         more = {} if image is None else {"image": image}
-        return _embed(own, keep(text_tower.apply({"params": _body(own)}, tokens, noise, **more)))
+        return _embed(own, keep(text_tower.apply({"params": _body(own)}, tokens, path_noise=noise, **more)))
 
     return Towers(
         init=init, image=image, text=text,
@@ -108,7 +112,7 @@ def tower(model_config, kind, **given):
     module = load("models", name)
     if not _makes(module, kind):
         raise ValueError(f"config.model.{kind}.name={name!r} is no {kind} tower; images have efficientnet, resnet and vit, "
-                         "texts have bert and text")
+                         "texts have bert and text, stored embeddings of both have stored")
     transformer.choose(f"model.{kind}", "proj", proj, ("linear", "biased", "none"))
     return name, module.make(options, dtype=jnp.dtype(config["dtype"]), **given), proj
 
@@ -210,8 +214,8 @@ def _own(params, kind, path_noise):
 
 def _init(tower, proj, dim, kind, key, dummy):
     body_key, proj_key = jax.random.split(key)
-    out, variables = tower.init_with_output(body_key, dummy)
-    params = dict(variables["params"])
+    out, variables = tower.init_with_output(body_key, dummy())
+    params = dict(variables.get("params", {}))
     width = out["pooled"].shape[-1]
     if proj == "none":
         if width != dim:
@@ -221,6 +225,11 @@ def _init(tower, proj, dim, kind, key, dummy):
     if proj == "biased":
         params["proj"]["bias"] = jnp.zeros((dim,))
     return params
+
+
+def rows_of(tower):
+    """A function that makes an example of what the tower reads where that is rows of numbers (models/stored.py), else None."""
+    return (lambda: jnp.zeros((1, tower.width))) if getattr(tower, "takes_rows", False) else None
 
 
 def _body(params):
