@@ -1,15 +1,15 @@
 """Decoding that leans a language model's words on the concepts of the image, by VL-SAE (arXiv 2510.21323), as released code has it.
 
-(ssfgunner/VL-SAE, lvlms/VCD/experiments/eval/inference_vlsae_llava_pope.py and vcd_utils/vlsae_sample.py.) The model runs twice for a
-token: as it is, and with `shift` added to the hidden states after the image's at one layer; `mixed_logits` of both are sampled from.
-Pure functions: whoever owns the language model calls them. The paper's equation 11, as quoted, adds the image's codes to the text's in
-place of the convex mixture here, which is the code's.
+(ssfgunner/VL-SAE, lvlms/VCD/experiments/eval/inference_vlsae_llava_pope.py and vcd_utils/vlsae_sample.py.) The model runs twice for
+a token: as it is, and with `shift` added to the hidden states after the image's at one layer; `mixed_logits` of both are sampled
+from. Pure functions: whoever owns the language model calls them. The paper's equation 11, as quoted, adds the image's codes to the
+text's in place of the convex mixture here, which is the code's.
 """
 import jax.numpy as jnp
 
 
 def shift(text, image, encode, decode, alpha=0.8, beta=0.9):
-    """What is added to every hidden state after the image: t' - t with t' = (1 - alpha) t + alpha decode((1 - beta) h_t + beta h_v).
+    """What every hidden state after the image gains: t' - t, t' = (1 - alpha) t + alpha decode((1 - beta) h_t + beta h_v).
 
     Args:
       text, image: (B, D) mean hidden states of the tokens after the image, and of the image's.

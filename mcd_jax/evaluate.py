@@ -87,7 +87,8 @@ def default_views(config):
     if not data.get("views") or "inputs" not in model:
         return {}
     given = str(data["views"].get("image", ""))   # an image view without randomness is what this model looks through
-    plain = [part.strip().partition("(")[0] for part in given.split("|")] in (["decode", "center"], ["decode", "resize"], ["column"])
+    plain = [part.strip().partition("(")[0] for part in given.split("|")]
+    plain = plain in (["decode", "center"], ["decode", "resize"], ["column"])
     views = {"image": given if plain else f"decode|center({model['inputs']['image_size']})"}
     if str(data["views"].get("text", "")).startswith("column("):
         return {**views, "text": data["views"]["text"]}

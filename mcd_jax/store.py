@@ -3,10 +3,10 @@
     python -m mcd_jax.embed --workdir=runs/clip_emoji --source split=train --out=runs/clip_emoji/train.array_record
     config.data.source = dict(name="embeddings", path="runs/clip_emoji/train.array_record")
 
-Without further words the run's own training source is embedded, through the views that its evaluations have (`--view` takes others),
-one caption per row. A row of the file holds what `data/embeddings.py` says: the embeddings before normalisation, the caption, the key,
-the row number, and the source's columns of numbers. FILE.json beside it says where all came from. The same run, source and views
-give the same bytes. Rows that can't be read are left out and counted.
+Without further words the run's own training source is embedded, through the views that its evaluations have (`--view` takes
+others), one caption per row. A row of the file holds what `data/embeddings.py` says: the embeddings before normalisation, the
+caption, the key, the row number, and the source's columns of numbers and words. FILE.json beside it says where all came from. The
+same run, source and views give the same bytes. Rows that can't be read are left out and counted.
 """
 import argparse
 import json

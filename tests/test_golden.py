@@ -102,7 +102,8 @@ def slow_reconstruction(kind):
     return slow
 
 
-SLOW = {"image": slow_reconstruction("image"), "text": slow_reconstruction("text"), "gcl": slow_gcl, "m2": slow_m2, "clip": slow_clip, "siglip": slow_siglip, "ssl": slow_ssl,
+SLOW = {"image": slow_reconstruction("image"), "text": slow_reconstruction("text"),
+        "gcl": slow_gcl, "m2": slow_m2, "clip": slow_clip, "siglip": slow_siglip, "ssl": slow_ssl,
         "misalignment": slow_misalignment}
 
 

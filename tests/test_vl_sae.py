@@ -90,15 +90,15 @@ def test_support_overlap_of_random_weights():
     w = jnp.asarray(rng.normal(size=(4096, 512)), jnp.float32)
     fn = jax.jit(lambda x: sparse.top(sparse.closeness(x, w), 256))
     own = fn(jnp.asarray(x, jnp.float32))
-    assert 0.40 < float(jnp.min(sparse.closeness(jnp.asarray(x), w))) and 0.60 < float(jnp.min(own[own > 0])) < 0.66
+    assert float(jnp.min(sparse.closeness(jnp.asarray(x), w))) > 0.40 and 0.60 < float(jnp.min(own[own > 0])) < 0.66
     for cosine, want in table.items():
         other = fn(jnp.asarray(cosine * x + (1 - cosine ** 2) ** 0.5 * noise, jnp.float32))
         found = float(jnp.mean(sparse.cosine(own, other)))
         assert abs(found - want) < 0.01, (cosine, found)
 
 
-VARIANTS = [dict(), dict(encoder="linear"), dict(encoder="linear", shared_encoder=False), dict(encoder="linear", shared_decoder=True),
-            dict(shared_decoder=True)]
+VARIANTS = [dict(), dict(shared_decoder=True), dict(encoder="linear"), dict(encoder="linear", shared_encoder=False),
+            dict(encoder="linear", shared_decoder=True)]
 
 
 @pytest.mark.parametrize("options", VARIANTS, ids=str)
@@ -231,7 +231,7 @@ def test_the_learning_rates_of_the_released_schedule():
 
 
 def test_mixed_logits_at_their_limits():
-    plain, modified = np.array([[2.0, 1.0, -1.0, 1.9]]), np.array([[0.0, 3.0, 9.0, 1.0]])
+    plain, modified = (np.array([row], np.float32) for row in ((2.0, 1.0, -1.0, 1.9), (0.0, 3.0, 9.0, 1.0)))
     np.testing.assert_array_equal(decoding.mixed_logits(plain, modified, gamma=0.0, cutoff=0.0), plain)
     np.testing.assert_array_equal(decoding.mixed_logits(plain, modified, gamma=1.0, cutoff=0.0), modified)
     np.testing.assert_allclose(decoding.mixed_logits(plain, plain, 0.3, 0.0), plain)

@@ -11,7 +11,8 @@ from mcd_jax import step as step_lib
 SIZE, CONTEXT, VOCAB, EOT, BATCH = 16, 6, 32, 2, 8
 METHODS = ("clip", "siglip", "slip", "mcd", "gcl", "m2mix", "vl_sae", "mcd+gcl")   # "+": composed
 LOCKED = {"vl_sae": ("image", "image/proj", "text", "text/proj")}   # methods over frozen towers
-SMALL = {"vl_sae": dict(k=8, ratio=4), "slip": dict(hidden=16, out_dim=8), "mcd": dict(ssl_hidden=16, ssl_dim=8), "m2mix": dict(temperature=0.0, m2_learned=True)}
+SMALL = {"vl_sae": dict(k=8, ratio=4), "slip": dict(hidden=16, out_dim=8), "mcd": dict(ssl_hidden=16, ssl_dim=8),
+         "m2mix": dict(temperature=0.0, m2_learned=True)}
 IMAGE = dict(name="resnet", widths=(8, 8), depths=(1, 1), stem_patch=4, mask_patch=4, norm="layer")
 TEXT = dict(name="text", width=8, depth=1, num_heads=2, mlp_dim=16)
 

@@ -151,8 +151,8 @@ def pictures(source, spec, wanted):
 def summary(result):
     """Lines for the terminal."""
     f = result["figures"]
-    lines = [f"step {result['step']:,}, {result['rows']:,} pairs of {result['instance']}: {f['units']:.0f} units, {f['dead']:.0f} dead, "
-             f"{f['fires']:.1f} fire per row; similarities by {result['judge']}",
+    lines = [f"step {result['step']:,}, {result['rows']:,} pairs of {result['instance']}: {f['units']:.0f} units, {f['dead']:.0f} "
+             f"dead, {f['fires']:.1f} fire per row; similarities by {result['judge']}",
              "  " + ", ".join(f"{key} {f[key]:.4f}" for key in ("intra", "inter", "inter_upper", "pair_cosine", "random_cosine",
                                                                "explained/image", "explained/text") if f.get(key) is not None)]
     for pair in result["pairs"][:3]:

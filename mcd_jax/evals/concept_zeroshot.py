@@ -36,7 +36,8 @@ def make(config, name):
     judges = (judges,) if isinstance(judges, str) else tuple(judges)
     alphas = sorted({0.0, *map(float, config.get("alphas", ALPHAS))})
     if not sets or not judges or [key for key in judges if key not in sets]:
-        raise ValueError(f"config.evals.{instance}.choose={judges!r} must name some of its sets: there are {', '.join(sets) or 'none'}")
+        raise ValueError(f"config.evals.{instance}.choose={judges!r} must name some of its sets: there are "
+                         f"{', '.join(sets) or 'none'}")
     if how not in PROMPTS:
         raise ValueError(f"config.evals.{instance}.prompts={how!r} must be one of {', '.join(PROMPTS)}")
     if alphas[0] < 0:

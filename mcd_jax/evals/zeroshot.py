@@ -190,8 +190,8 @@ def prompt_view(config, instance):
     """
     if "tokenizer" not in config and str(config["views"].get("text", "")).startswith("column("):
         if not hasattr(config["names"], "items"):
-            raise ValueError(f"config.evals.{instance}: stored embeddings have no text tower for prompts: let `names` be a source whose "
-                             "rows hold their embeddings")
+            raise ValueError(f"config.evals.{instance}: stored embeddings have no text tower for prompts: let `names` be a source "
+                             "whose rows hold their embeddings")
         return None
     if "tokenizer" not in config and "text" in config["views"]:
         return rows.pick(config["views"], ["text"], instance)

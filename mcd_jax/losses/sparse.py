@@ -44,7 +44,7 @@ def top(activations, k):
 
 
 def reconstruction(decoded, target):
-    """Mean over rows and dimensions of the squared difference, () float32: the code's mean, where the paper writes a squared norm."""
+    """Mean over rows and dimensions of the squared difference, () float32; the code's mean, the paper writes a squared norm."""
     return jnp.mean(jnp.square(decoded.astype(jnp.float32) - target.astype(jnp.float32)))
 
 

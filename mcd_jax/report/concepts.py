@@ -17,9 +17,10 @@ def section(result):
     """The parts of the section: figures, the concepts that fire most, explained pairs."""
     f = result["figures"]
     lead = (f"{f['units']:.0f} units over {result['rows']:,} pairs of {words(result['instance'])} at step {result['step']:,}, "
-            f"{f['dead']:.0f} of them dead, {f['fires']:.1f} fire per row. analysis/concepts.html beside this file lets you browse all "
-            "of them.")
-    return [note(lead), _figures(result), el("h3", "The concepts that fire most"), [_unit(result, u) for u in result["units"][:_SHOWN]],
+            f"{f['dead']:.0f} of them dead, {f['fires']:.1f} fire per row. analysis/concepts.html beside this file lets you browse "
+            "all of them.")
+    return [note(lead), _figures(result),
+            el("h3", "The concepts that fire most"), [_unit(result, unit) for unit in result["units"][:_SHOWN]],
             el("h3", "Why pairs belong together"), note(_SCORES), [_pair(result, pair) for pair in result["pairs"]]]
 
 
