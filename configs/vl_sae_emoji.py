@@ -9,8 +9,8 @@
     --config=configs/vl_sae_emoji.py:run=runs/mcd_emoji  the encoders of another run
     --config=configs/vl_sae_emoji.py:towers=1            the run's towers in memory, in place of stored embeddings
 
-The recipe is the released one (Adam, 1e-3, batches of 512, stairs of an epoch, the last at 0), over more epochs: 4,725 drawings are a
-600th of its 3 million pairs. k is 96 of 1,536 units, the released share (256 of 4,096).
+The recipe is the released one (Adam, 1e-3, batches of 512, stairs of an epoch, the last at 0), over more epochs: 4,725 drawings
+are a 600th of its 3 million pairs. k is 96 of 1,536 units, the released share (256 of 4,096).
 """
 import json
 import pathlib

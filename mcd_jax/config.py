@@ -169,7 +169,7 @@ def check(config):
         raise ValueError(f"config.batch_size={config.batch_size} is not a multiple of config.group_size={config.group_size}")
     if not 0 <= config.ema < 1:
         raise ValueError(f"config.ema={config.ema} must lie in [0, 1)")
-    for regex in config.get("init_fresh", ()):   # older runs have no such key
+    for regex in config.init_fresh:
         try:
             re.compile(regex)
         except (re.error, TypeError) as error:

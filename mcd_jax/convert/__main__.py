@@ -26,13 +26,13 @@ def export(workdir, to, out, read="params", step=None, dtype="float32", licence=
     if out.exists() and any(out.iterdir()):
         raise ValueError(f"--out={out} is not empty: name a new folder")
     tables.dtype_of(dtype)
-    run = runs.open_run(workdir, read, step)
+    run = getattr(module, "open_run", runs.open_run)(workdir, read, step)   # a format of no towers reads its own part of a run
     part = out.with_name(f".{out.name}.part")
     shutil.rmtree(part, ignore_errors=True)
     part.mkdir(parents=True)
     try:
         notes = list(module.save(run, part, dtype))
-        (part / "README.md").write_text(card.text(run, module, to, out, dtype, licence, notes))
+        (part / "README.md").write_text(getattr(module, "card", card.text)(run, module, to, out, dtype, licence, notes))
         if out.exists():
             out.rmdir()
         part.rename(out)
@@ -52,6 +52,8 @@ def import_(source, checkpoint, out, model="", tokenizer="", image_size=0, scan=
         if image_size:
             raise ValueError(f"--image_size: {source} holds one tower without position embeddings of a grid")
         return tower.write_workdir(imported, out, scan)
+    if hasattr(imported, "write"):   # of no towers
+        return imported.write(out)
     native = imported.inputs["image_size"]
     if image_size:
         imported = runs.resized(imported, image_size)

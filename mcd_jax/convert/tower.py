@@ -73,7 +73,10 @@ def write_workdir(tower, workdir, scan=False):
 
 def usage(workdir):
     """Lines of a config that train beside the tower in a workdir, or "" where the workdir holds a whole model."""
-    model = json.loads((pathlib.Path(workdir) / "config.json").read_text())["model"]
+    stored = json.loads((pathlib.Path(workdir) / "config.json").read_text())
+    model = stored["model"]
+    if "usage" in stored:
+        return stored["usage"]
     kinds = [kind for kind in ("image", "text") if kind in model]
     if len(kinds) != 1:
         return ""
