@@ -1,4 +1,6 @@
 """VL-SAE: the encoder by distance against slow formulas and the published properties, the models, schedule and objective."""
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,6 +11,14 @@ from mcd_jax import decoding, job, optim
 from mcd_jax import step as step_lib
 from mcd_jax.losses import sparse
 from mcd_jax.models import sae as sae_lib
+
+
+@functools.cache
+def made(*given, **how):
+    """`tiny.build` once for the same arguments, with the raw embeddings of its batch."""
+    parts = tiny.build("vl_sae", dict(given), **how)
+    raw = jax.device_get(jax.jit(parts[0].heads["embed"])(parts[3].params, parts[3].memory, parts[4]))
+    return *parts, raw
 
 
 def unit(x):
@@ -64,12 +74,14 @@ def test_a_tie_keeps_exactly_k():
 def test_gradients_reach_the_kept_units_and_stay_finite(drawn):
     x, w = drawn
 
-    def loss(w, x):
+    @jax.jit
+    @functools.partial(jax.grad, argnums=(0, 1))
+    def grad(w, x):
         return jnp.sum(jnp.square(sparse.top(sparse.closeness(x, w), 3)) * jnp.arange(1.0, 1 + len(w))[None])
 
     at = w.copy()
     at[4] = 2 * x[0]                                 # a row lies on a unit
-    by_w, by_x = jax.grad(loss, (0, 1))(jnp.asarray(at), jnp.asarray(x))
+    by_w, by_x = grad(jnp.asarray(at), jnp.asarray(x))
     assert np.isfinite(by_w).all() and np.isfinite(by_x).all()
     used = (slow_codes(x, at, 3) > 0).any(0)
     assert not np.asarray(by_w)[~used].any() and np.asarray(by_w)[used & (np.arange(len(w)) != 4)].any(1).all()
@@ -137,10 +149,9 @@ def test_what_the_objective_refuses():
 
 def test_reconstructions_are_those_of_a_slow_autoencoder():
     """From the parameters alone: embeddings by the head, codes and decoders by numpy. The pairing plays no part."""
-    objective, _, _, state, batch = tiny.build("vl_sae")
+    objective, _, _, state, batch, raw = made()
     fn = jax.jit(lambda params, batch: objective.forward(params, state.memory, batch, jax.random.key(1), 0))
     out = fn(state.params, batch)
-    raw = jax.jit(objective.heads["embed"])(state.params, state.memory, batch)
     sae = jax.device_get(state.params["sae"])
     for kind in ("image", "text"):
         codes = slow_codes(raw[f"{kind}_raw"], sae["encoder"]["kernel"], 8)
@@ -158,35 +169,36 @@ def test_reconstructions_are_those_of_a_slow_autoencoder():
 
 
 def test_nothing_but_the_autoencoder_is_trained_and_the_towers_stay_in_memory():
-    objective, tx, weights, state, batch = tiny.build("vl_sae")
+    objective, tx, weights, state, batch, _ = made()
     assert {k for k, v in state.params.items() if jax.tree.leaves(v)} == {"sae"} and "locked" in state.memory
     after, report = jax.jit(step_lib.make_step(objective, tx, weights))(state, batch)
     jax.tree.map(np.testing.assert_array_equal, state.memory, after.memory)
     assert float(report["active"]) == 8 and 0 < float(report["used/image"]) <= 1
 
 
-def test_the_auxiliary_autoencoder():
-    """Its losses against numpy, raw inner products or cosines; the sparse autoencoder sends it no gradient."""
+@pytest.mark.parametrize("normalize", [False, pytest.param(True, marks=pytest.mark.full)])
+def test_the_auxiliary_autoencoder(normalize):
+    """Its losses against numpy, raw inner products or cosines."""
     weights = dict(image=0.0, text=0.0, align=1.0, align_image=1.0, align_text=1.0)
-    for normalize in (False, True):
-        objective, _, _, state, batch = tiny.build("vl_sae", weights, auxiliary=True, aux_normalize=normalize)
-        assert "sae" not in state.params
-        out = jax.jit(objective.forward)(state.params, state.memory, batch, jax.random.key(1), 0)
-        encoded = {k: np.asarray(out[f"aux/{k}"], np.float64) for k in ("image", "text")}
-        pair = {k: unit(v) if normalize else v for k, v in encoded.items()}
-        logits = pair["image"] @ pair["text"].T / 0.07
+    objective, _, _, state, batch, raw = made(*weights.items(), auxiliary=True, aux_normalize=normalize)
+    assert "sae" not in state.params and "concepts" not in objective.heads
+    out = jax.device_get(jax.jit(objective.forward)(state.params, state.memory, batch, jax.random.key(1), 0))
+    encoded = {k: np.asarray(out[f"aux/{k}"], np.float64) for k in ("image", "text")}
+    pair = {k: unit(v) if normalize else v for k, v in encoded.items()}
+    logits = pair["image"] @ pair["text"].T / 0.07
 
-        def entropy(table):
-            return np.mean([np.log(np.sum(np.exp(row - row.max()))) + row.max() - row[i] for i, row in enumerate(table)])
+    def entropy(table):
+        return np.mean([np.log(np.sum(np.exp(row - row.max()))) + row.max() - row[i] for i, row in enumerate(table)])
 
-        np.testing.assert_allclose(objective.terms["align"](out), (entropy(logits) + entropy(logits.T)) / 2, rtol=1e-4)
-        raw = objective.heads["embed"](state.params, state.memory, batch)
-        for kind in ("image", "text"):
-            own = jax.device_get(state.params["aux"][kind])
-            want = encoded[kind] @ own["decode"]["kernel"] + own["decode"]["bias"] - np.asarray(raw[f"{kind}_raw"], np.float64)
-            np.testing.assert_allclose(objective.terms[f"align_{kind}"](out), np.mean(want ** 2), rtol=1e-4)
+    np.testing.assert_allclose(objective.terms["align"](out), (entropy(logits) + entropy(logits.T)) / 2, rtol=1e-4)
+    for kind in ("image", "text"):
+        own = jax.device_get(state.params["aux"][kind])
+        want = encoded[kind] @ own["decode"]["kernel"] + own["decode"]["bias"] - raw[f"{kind}_raw"].astype(np.float64)
+        np.testing.assert_allclose(objective.terms[f"align_{kind}"](out), np.mean(want ** 2), rtol=1e-4)
 
-    objective, _, _, state, batch = tiny.build("vl_sae", dict(align=0.0), auxiliary=True)
+
+def test_the_sparse_autoencoder_sends_the_auxiliary_one_no_gradient():
+    objective, _, _, state, batch = tiny.build("vl_sae", auxiliary=True)
     grads = jax.jit(jax.grad(lambda p: sum(objective.terms[k](objective.forward(p, state.memory, batch, jax.random.key(1), 0))
                                            for k in ("image", "text"))))(state.params)
     assert all(not np.asarray(g).any() for g in jax.tree.leaves(grads["aux"]))
@@ -195,14 +207,13 @@ def test_the_auxiliary_autoencoder():
 
 def test_centring_follows_the_mean_of_the_batches():
     objective, tx, weights, state, batch = tiny.build("vl_sae", center=True)
-    step = jax.jit(step_lib.make_step(objective, tx, weights))
-    raw = np.asarray(objective.heads["embed"](state.params, state.memory, batch)["image_raw"])
-    other = {**batch, "image": batch["image"][:, ::-1]}
-    second = np.asarray(objective.heads["embed"](state.params, state.memory, other)["image_raw"])
+    step, embed = jax.jit(step_lib.make_step(objective, tx, weights)), made()[0].heads["embed"]
+    other, embed = {**batch, "image": batch["image"][:, ::-1]}, jax.jit(embed)
+    first, second = (np.asarray(embed(state.params, state.memory, rows)["image_raw"]).mean(0) for rows in (batch, other))
     state, _ = step(state, batch)
-    np.testing.assert_allclose(state.memory["mean"]["image"], raw.mean(0), atol=1e-5)
+    np.testing.assert_allclose(state.memory["mean"]["image"], first, atol=1e-5)
     state, _ = step(state, other)
-    np.testing.assert_allclose(state.memory["mean"]["image"], (raw.mean(0) + second.mean(0)) / 2, atol=1e-5)
+    np.testing.assert_allclose(state.memory["mean"]["image"], (first + second) / 2, atol=1e-5)
 
 
 RATES = (5.00e-4, 1.00e-3, 9.619e-4, 8.536e-4, 6.913e-4, 5.00e-4, 3.087e-4, 1.464e-4, 3.81e-5, 0.0)

@@ -178,7 +178,8 @@ def open_run(workdir, read="params", step=None):
 def card(run, module, name, folder, dtype, licence, notes):
     """README.md of an exported folder."""
     title = f"# Sparse autoencoder of {pathlib.Path(run.workdir).name}"
-    return "\n".join(["---", f"license: {licence or 'unknown'}", "---", "", title, "", f"Step {run.step:,}, {run.read}, {dtype}; exported by mcd_jax to {name}.", "", "```python",
+    about = f"Step {run.step:,}, {run.read}, {dtype}; exported by mcd_jax to {name}."
+    return "\n".join(["---", f"license: {licence or 'unknown'}", "---", "", title, "", about, "", "```python",
                       module.usage(folder), "```", "", *(f"* {note}." for note in notes), ""])
 
 
