@@ -205,6 +205,7 @@ def test_the_sparse_autoencoder_sends_the_auxiliary_one_no_gradient():
     assert any(np.asarray(g).any() for g in jax.tree.leaves(grads["sae"]))
 
 
+@pytest.mark.full
 def test_centring_follows_the_mean_of_the_batches():
     objective, tx, weights, state, batch = tiny.build("vl_sae", center=True)
     step, embed = jax.jit(step_lib.make_step(objective, tx, weights)), made()[0].heads["embed"]
