@@ -159,12 +159,18 @@ def inputs(config, pipeline):
     The image size is 0 where the image view is a row of stored numbers, which a tower of such rows reads.
 
     Raises:
-      ValueError: a square image view or a tokenized view is needed and there is none.
+      ValueError: a square image view or a tokenized view is needed and there is none, or stored rows of another width than the
+        tower that reads them.
     """
     sizes = {k: shape[1:] for k, (shape, dtype) in pipeline.shapes.items() if len(shape) == 4}
     name = next(iter(config_lib.methods(config.objective).values())).get("image", "image")
     padding = dict(pad=pipeline.pad) if pipeline.pad else {}
     if len(pipeline.shapes.get(name, ((),))[0]) == 2:
+        for kind, view in (("image", name), ("text", "text")):
+            tower, (shape, _) = config.model[kind], pipeline.shapes.get(view, ((), None))
+            if tower.name == "stored" and len(shape) == 2 and shape[1] != tower.get("width", shape[1]):
+                raise ValueError(f"config.model.{kind}.width={tower.width}, but the rows of config.data.views.{view} have "
+                                 f"{shape[1]} numbers: set it to that")
         return dict(vocab_size=pipeline.vocab_size, context=pipeline.context, eot=pipeline.eot, image_size=0, **padding)
     if name not in sizes:
         raise ValueError(f"config.data.views has no image view {name!r}: it makes {', '.join(sorted(pipeline.shapes))}")
