@@ -21,6 +21,7 @@ def default():
     config = ConfigDict()
     config.seed = 0
     config.steps = "10 epochs"      # how long to train, a duration
+    config.total_steps = 0          # filled in by the job: how many steps that is, for methods whose parts change on the way
     config.batch_size = 256         # global, over all devices and hosts
     config.microbatches = 1         # encode the batch in this many slices; the loss still sees all of it
     config.group_size = 0           # consecutive rows that methods with in-batch interaction keep together; 0: the whole batch

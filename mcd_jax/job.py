@@ -66,6 +66,8 @@ def build(config, bad_examples=None, devices=None):
     if total < 1:
         raise ValueError(f"config.steps={config.steps!r} gives no step at all")
 
+    config.total_steps = total
+
     # ---- objective -------------------------------------------------------------------------------------------------------------
     objective = objective_of(config)
     missing = [key for key in objective.needs if key not in batch]

@@ -3,7 +3,7 @@
 Keys, all optional. Lists are (regex, value) pairs: the first whole match wins, all parameters must match.
   optimizers       pairs (or one dict for all) with dict(name=, ...) as in OPTIMIZERS below
   lr               peak learning rate, of every optimizer
-  schedule         pairs (or one dict) with dict(name="cosine"|"linear"|"constant"|"rsqrt", warmup=duration,
+  schedule         pairs (or one dict) with dict(name="cosine"|"linear"|"constant"|"rsqrt"|"stairs"|"bert_cosine", warmup=duration,
                    start=0., final=0.: shares of lr), or None: frozen, which never moves and has no moments. "stairs" is
                    cosine in stairs of `every` (a duration, say "1 epoch"), of which `warmup` rise; its last stair is at
                    `final` and so wasted if that is 0, unless fix_last_epoch=True spreads the cosine over one stair more
@@ -30,11 +30,12 @@ KEYS = ("optimizers", "lr", "schedule", "lr_mults", "weight_decay", "decay_mask"
 OPTIMIZERS = {
     "adamw": {"b1": 0.9, "b2": 0.999, "eps": 1e-8, "mu_dtype": "float32"},
     "lion": {"b1": 0.9, "b2": 0.99, "mu_dtype": "float32"},
-    "sgd": {"momentum": 0.0, "nesterov": False},
+    "sgd": {"momentum": 0.0, "nesterov": False, "l2": 0.0},
+    "bertadam": {"b1": 0.9, "b2": 0.98, "eps": 1e-6},
     "adafactor": {"decay_rate": 0.8, "min_dim_size_to_factor": 128, "clipping_threshold": 1.0, "momentum": 0.0,
                       "multiply_by_parameter_scale": False},
 }
-SCHEDULES = ("cosine", "linear", "constant", "rsqrt", "stairs")
+SCHEDULES = ("cosine", "linear", "constant", "rsqrt", "stairs", "bert_cosine")
 _SCHEDULE_OPTIONS = {"name": "cosine", "warmup": 0, "start": 0.0, "final": 0.0, "every": 0, "fix_last_epoch": False}
 _UNDECAYED = re.compile(r"(.*/)?(bias|scale|gamma|logit_[^/]*)|(.*/)?[^/]*norm[^/]*/[^/]*")
 _FROZEN = "frozen"
@@ -173,8 +174,11 @@ def _scaler(spec):
         return optax.scale_by_adam(o["b1"], o["b2"], o["eps"], mu_dtype=o["mu_dtype"])
     if name == "lion":
         return optax.scale_by_lion(o["b1"], o["b2"], mu_dtype=o["mu_dtype"])
-    if name == "sgd":
-        return optax.trace(o["momentum"], o["nesterov"]) if o["momentum"] else optax.identity()
+    if name == "sgd":   # l2: a decay that is part of the gradient, as PyTorch's, beside the decoupled one of all optimizers
+        return optax.chain(optax.add_decayed_weights(o["l2"]) if o["l2"] else optax.identity(),
+                           optax.trace(o["momentum"], o["nesterov"]) if o["momentum"] else optax.identity())
+    if name == "bertadam":
+        return _bertadam(o["b1"], o["b2"], o["eps"])
     return optax.chain(
         optax.scale_by_factored_rms(
             decay_rate=o["decay_rate"], min_dim_size_to_factor=o["min_dim_size_to_factor"]),
@@ -183,11 +187,27 @@ def _scaler(spec):
         optax.ema(o["momentum"], debias=False) if o["momentum"] else optax.identity())
 
 
+def _bertadam(b1, b2, eps):
+    """Adam without bias correction (pytorch_pretrained_bert, optimization.py): its first update is (1 - b1) / sqrt(1 - b2) large."""
+    def init(params):
+        zeros = jax.tree.map(jnp.zeros_like, params)
+        return optax.ScaleByAdamState(jnp.int32(0), zeros, jax.tree.map(jnp.zeros_like, params))
+
+    def update(grads, state, params=None):
+        mu = jax.tree.map(lambda m, g: b1 * m + (1 - b1) * g, state.mu, grads)
+        nu = jax.tree.map(lambda v, g: b2 * v + (1 - b2) * g * g, state.nu, grads)
+        updates = jax.tree.map(lambda m, v: m / (jnp.sqrt(v) + eps), mu, nu)
+        return updates, optax.ScaleByAdamState(state.count + 1, mu, nu)
+    return optax.GradientTransformation(init, update)
+
+
 def _schedule(spec, lr, total_steps, batch_size, examples):
     """Learning rate () float32 as a function of the updates applied, or None where the spec is None.
 
     Update s < warmup uses the share (s + 1) / warmup of the way from start * lr to lr, so none is wasted.
-    cosine and linear reach final * lr at total_steps; rsqrt is lr * sqrt(warmup / s), at least final * lr.
+    cosine and linear reach final * lr at total_steps; rsqrt is lr * sqrt(warmup / s), at least final * lr. bert_cosine is
+    pytorch_pretrained_bert's warmup_cosine: s / warmup before (so the first update is 0), then (1 + cos(pi s / total_steps)) / 2,
+    which begins below lr.
     """
     if spec is None:
         return None
@@ -216,8 +236,9 @@ def _schedule(spec, lr, total_steps, batch_size, examples):
         share = {"cosine": final + (1.0 - final) * (0.5 + 0.5 * jnp.cos(jnp.pi * done)),
                  "linear": final + (1.0 - final) * (1.0 - done),
                  "constant": jnp.ones_like(s),
-                 "rsqrt": jnp.maximum(jnp.sqrt(first / jnp.maximum(s, first)), final)}[o["name"]]
-        rising = o["start"] + (1.0 - o["start"]) * (s + 1.0) / first
+                 "rsqrt": jnp.maximum(jnp.sqrt(first / jnp.maximum(s, first)), final),
+                 "bert_cosine": 0.5 + 0.5 * jnp.cos(jnp.pi * jnp.minimum(s / total_steps, 1.0))}[o["name"]]
+        rising = o["start"] + (1.0 - o["start"]) * (s + 1.0) / first if o["name"] != "bert_cosine" else s / first
         return lr * jnp.where(s < warmup, rising, share)
     return fn
 

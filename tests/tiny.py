@@ -9,10 +9,11 @@ from mcd_jax import job, load, optim
 from mcd_jax import step as step_lib
 
 SIZE, CONTEXT, VOCAB, EOT, BATCH = 16, 6, 32, 2, 8
-METHODS = ("clip", "siglip", "slip", "mcd", "gcl", "m2mix", "vl_sae", "mcd+gcl")   # "+": composed
+METHODS = ("clip", "siglip", "slip", "mcd", "gcl", "m2mix", "vl_sae", "ahlr", "dchmt", "dsph", "mcd+gcl")   # "+": composed
 LOCKED = {"vl_sae": ("image", "image/proj", "text", "text/proj")}   # methods over frozen towers
 SMALL = {"vl_sae": dict(k=8, ratio=4), "slip": dict(hidden=16, out_dim=8), "mcd": dict(ssl_hidden=16, ssl_dim=8),
-         "m2mix": dict(temperature=0.0, m2_learned=True)}
+         "m2mix": dict(temperature=0.0, m2_learned=True),
+         "ahlr": dict(bits=16), "dchmt": dict(bits=16), "dsph": dict(bits=16, threshold=0.1)}
 IMAGE = dict(name="resnet", widths=(8, 8), depths=(1, 1), stem_patch=4, mask_patch=4, norm="layer")
 TEXT = dict(name="text", width=8, depth=1, num_heads=2, mlp_dim=16)
 
@@ -20,7 +21,7 @@ TEXT = dict(name="text", width=8, depth=1, num_heads=2, mlp_dim=16)
 def config(method, **changes):
     """A resolved config of `method` whose step compiles in a second."""
     result = config_lib.default()
-    result.batch_size, result.steps = BATCH, "10 steps"
+    result.batch_size, result.steps, result.total_steps = BATCH, "10 steps", 10
     if "+" in method:   # changes: of every method that has the option
         own = {name: {k: v for k, v in {**SMALL.get(name, {}), **changes}.items() if k in options(name)}
                for name in method.split("+")}
@@ -60,7 +61,8 @@ def batch(seed=0, size=BATCH):
         views[f"{name}/misalignment"] = (1 + (i > 0) * rng.random(size)).astype(np.float32)
     text = rng.integers(3, VOCAB, (size, CONTEXT)).astype(np.int32)
     text[:, -1] = EOT
-    return {**views, "text": text}
+    label = (rng.random((size, 5)) < 0.4).astype(np.int32)   # several, one or none
+    return {**views, "text": text, "label": label}
 
 
 def build(method, given=None, model=None, **changes):

@@ -1,0 +1,98 @@
+"""Heads that make a feature into a real-valued hash code, and what weighs a feature's channels before.
+
+Features are float32 (B, D) embeddings before they are made unit; codes are float32 (B, K), and the sign of a code is its bits.
+"""
+from collections.abc import Callable
+from typing import NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+HIDDEN = 128   # of `select`, as published
+
+
+class Head(NamedTuple):
+    init: Callable    # (key) -> params
+    apply: Callable   # (params, x (B, D)) -> (B, ...) float32
+
+
+class _Tanh(nn.Module):
+    bits: int
+
+    @nn.compact
+    def __call__(self, x, dropped=None):
+        y = nn.Dense(self.bits, name="out")(x)
+        return jnp.tanh(y if dropped is None else y * dropped)
+
+
+class _Select(nn.Module):
+    bits: int
+
+    @nn.compact
+    def __call__(self, x):
+        kaiming = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
+        x = nn.relu(nn.Dense(HIDDEN, kernel_init=kaiming, name="in")(x))
+        one = nn.initializers.variance_scaling(2.0, "fan_out", "normal")   # of each bit's own layer, which has two outputs
+        layers = lambda key, shape, dtype: jnp.concatenate(
+            [one(k, (shape[0], 2), dtype) for k in jax.random.split(key, self.bits)], axis=1)
+        logits = nn.Dense(2 * self.bits, kernel_init=layers, name="out")(x)
+        return nn.softmax(logits.reshape(*x.shape[:-1], self.bits, 2))
+
+
+class _Gate(nn.Module):
+    @nn.compact
+    def __call__(self, x):
+        width = x.shape[-1]
+        y = nn.relu(nn.Dense(max(1, width // 4), name="in")(nn.LayerNorm(name="norm")(x)))
+        return nn.sigmoid(nn.Dense(width, bias_init=nn.initializers.constant(4.0), name="out")(y))
+
+
+class _Channels(nn.Module):
+    @nn.compact
+    def __call__(self, x):
+        width = x.shape[-1]
+        y = nn.relu(nn.Dense(max(1, width // 4), name="in")(x))
+        return width * nn.softmax(nn.Dense(width, kernel_init=nn.initializers.zeros_init(), name="out")(y))
+
+
+def tanh(width, bits):
+    """tanh(W x + b): (B, width) -> (B, bits) in (-1, 1). `apply` takes (B, bits) factors of W x + b as well, for a dropout."""
+    return _head(_Tanh(bits), width)
+
+
+def select(width, bits):
+    """DCHMT's hash layer: relu, then for each bit a softmax over "off" and "on": (B, width) -> (B, bits, 2).
+
+    Source: QinLab-WFU/CLIP-based-Cross-Modal-Hashing, model/DCHMT.py, `HashLayer`; kaiming by fan_out as remembered.
+    """
+    return _head(_Select(bits), width)
+
+
+def gate(width):
+    """AHLR-R's p = sigmoid(W2 relu(W1 LN(x))): how much each channel says, (B, width) in (0, 1), about .98 at first."""
+    return _head(_Gate(), width)
+
+
+def channels(width):
+    """AHLR-R's weights of the channels, width * softmax(W4 relu(W3 x)): (B, width), rows of sum `width`, all 1 at first."""
+    return _head(_Channels(), width)
+
+
+def _head(module, width):
+    return Head(init=lambda key: module.init(key, jnp.zeros((1, width)))["params"],
+                apply=lambda params, x, *more: module.apply({"params": params}, x.astype(jnp.float32), *more))
+
+
+def keep_largest(p, share, whole_batch=False):
+    """float32 mask (B, D), no gradient: 1 at the ceil(share * D) largest channels of each row of p; of equal ones the first.
+
+    Args:
+      share: () in (0, 1], may be traced. ceil forgives 1e-4 of a channel, as float32 can't hold a share of 0.7.
+      whole_batch: one mask for all rows, by the mean of p.
+    """
+    p = jax.lax.stop_gradient(p)
+    scores = jnp.mean(p, axis=0, keepdims=True) if whole_batch else p
+    ranks = jnp.argsort(jnp.argsort(-scores, axis=1, stable=True), axis=1)
+    mask = ranks < jnp.ceil(share * p.shape[1] - 1e-4)
+    return jnp.broadcast_to(mask, p.shape).astype(jnp.float32)
