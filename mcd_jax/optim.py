@@ -188,7 +188,7 @@ def _scaler(spec):
 
 
 def _bertadam(b1, b2, eps):
-    """Adam without bias correction (pytorch_pretrained_bert, optimization.py): its first update is (1 - b1) / sqrt(1 - b2) large."""
+    """Adam without bias correction (pytorch_pretrained_bert, optimization.py), whose moments start at 0."""
     def init(params):
         zeros = jax.tree.map(jnp.zeros_like, params)
         return optax.ScaleByAdamState(jnp.int32(0), zeros, jax.tree.map(jnp.zeros_like, params))

@@ -2,9 +2,9 @@
 
 Made of the abstract of "Dynamic Masking and Auxiliary Hash Learning for Enhanced Cross-Modal Retrieval" (NeurIPS 2025) alone: a
 dynamic mask screens and weighs the key information of images and texts, an auxiliary hash layer balances the channels, a
-contrastive loss makes codes discriminative. NO FORMULA, SIZE, WEIGHT OR SPLIT OF THE PAPER WAS AVAILABLE TO US, and we know of no code. What
-follows is one well-defined form of these ideas, whose degenerate settings are known baselines. With raw embeddings f (B, D) of a
-modality, K bits and keep share rho(t) = 1 - (1 - rho_min) min(1, t / t_mask):
+contrastive loss makes codes discriminative. NO FORMULA, SIZE, WEIGHT OR SPLIT OF THE PAPER WAS AVAILABLE TO US, and we know of no
+code. What follows is one well-defined form of these ideas, whose degenerate settings are known baselines. With raw embeddings
+f (B, D) of a modality, K bits and keep share rho(t) = 1 - (1 - rho_min) min(1, t / t_mask):
 
     mask         p = sigmoid(W2 relu(W1 LN(f))),  M = the ceil(rho D) largest of a row,  f~ = f p stop_gradient(M)
     main code    u = tanh(W f~ + b), its signs are the bits
