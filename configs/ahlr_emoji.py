@@ -1,0 +1,28 @@
+"""AHLR-R (our reconstruction, see objectives/ahlr.py) and CLIP + linear hash on the embedded data set; configs/hashing_emoji.py.
+
+    python -m mcd_jax.train --config=configs/ahlr_emoji.py:run=runs/clip_emoji,bits=32 --workdir=runs/ahlr_emoji
+    python -m mcd_jax.train --config=configs/ahlr_emoji.py:run=runs/clip_emoji,variant=baseline --workdir=runs/linear_hash_emoji
+
+variant=both (AHLR-R, the default), mask, auxiliary, baseline: the ablation; baseline is a linear hash layer on the embeddings with
+the label-aware contrastive loss; "pair" is the baseline without labels, with only a drawing's own caption as positive.
+"""
+from configs import hashing_emoji, pretrain
+
+OFF = {"auxiliary": 0.0, "guide": 0.0}
+VARIANTS = {"both": {}, "mask": dict(weights=OFF), "auxiliary": dict(mask=False), "baseline": dict(mask=False, weights=OFF),
+            "pair": dict(mask=False, weights=OFF, positives="pair")}
+
+
+def get_config(arguments=""):
+    words = [word for word in arguments.split(",") if word]
+    variant = pretrain.arguments(",".join(w for w in words if w.startswith("variant=")), variant="both")["variant"]
+    if variant not in VARIANTS:
+        raise ValueError(f"variant={variant} must be one of {', '.join(VARIANTS)}")
+    return hashing_emoji.base(",".join(w for w in words if not w.startswith("variant=")), "ahlr", **VARIANTS[variant])
+
+
+def sweep(add):
+    """The ablation, 16 to 128 bits, three seeds: `python -m mcd_jax.sweep --config=configs/ahlr_emoji.py:run=... --workdir=...`."""
+    off = {f"objective.weights.{term}": weight for term, weight in OFF.items()}
+    plain = {"objective.mask": False}
+    hashing_emoji.runs(add, {}, off, plain, {**plain, **off}, {**plain, **off, "objective.positives": "pair"})

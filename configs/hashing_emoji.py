@@ -1,0 +1,84 @@
+"""What every hashing config on the embedded data set shares: heads over a trained run's embeddings. Not a config by itself.
+
+    RUN=runs/clip_emoji
+    for split in train validation test openmoji_train; do
+      python -m mcd_jax.embed --workdir=$RUN --source split=$split captions=label --out=$RUN/$split.array_record
+    done
+    python -m mcd_jax.train --config=configs/ahlr_emoji.py:run=runs/clip_emoji,bits=64 --workdir=runs/ahlr_emoji
+
+    run=FOLDER   where these files are, or with towers=1 the run itself, whose towers are then locked in memory
+    bits=32      16 to 128
+    label=group  what makes two rows alike in training: group (9 in use) or subgroup (99); figures are of both
+
+The retrieval set is what trains, 4,725 drawings with their labels, three of each concept; concepts of the validation and of the
+test split ask, drawn by the same vendors, and a fourth vendor's drawings of the training concepts. Recipe: DCHMT's and DSPH's
+BertAdam, for heads at 1e-3; half their epochs.
+"""
+import json
+import pathlib
+
+from configs import emoji, pretrain
+from mcd_jax import config as config_lib
+from mcd_jax.data.emoji import names
+from mcd_jax.sweep import grid
+
+CLASSES = dict(group=len(names.GROUPS), subgroup=len(names.SUBGROUPS))
+BITS = (16, 32, 64, 128)
+WIDTH = 192
+ASKS = dict(validation="validation", heldout_concepts="test", heldout_vendor="openmoji_train")
+
+
+def base(arguments, objective, **changes):
+    """The config of `objective` with `changes`; arguments: as above, "run=...,bits=64"."""
+    given = pretrain.arguments(arguments, run="runs/clip_emoji", bits=32, label="group", towers=0)
+    if given["label"] not in CLASSES:
+        raise ValueError(f"label={given['label']} must be one of {', '.join(CLASSES)}")
+    config = emoji.base("50 epochs", dict(image=f"decode|resize({emoji.SIZE})"))
+    config.objective = config_lib.objective(objective, bits=given["bits"], classes=CLASSES[given["label"]], **changes)
+    if given["towers"]:
+        towers(config, given["run"])
+    else:
+        stored(config, given["run"])
+    config.data.views.label = f"column({given['label']!r})"
+    config.optimizer.update(optimizers=((".*", dict(name="bertadam")),), lr=1e-3, weight_decay=0.2, decay_mask=((".*", True),),
+                            clip_norm=1.0, clip_per="tensor", schedule=((".*", dict(name="bert_cosine", warmup="10 percent")),))
+    config.checkpoint = dict(every="50 percent", keep=1, best="")
+    return config
+
+
+def stored(config, run):
+    """Reads the files that `python -m mcd_jax.embed` wrote into the folder `run`."""
+    about = pathlib.Path(run) / "train.array_record.json"
+    width = json.loads(about.read_text())["width"]["image_embedding"] if about.is_file() else WIDTH
+    tower = dict(name="stored", width=width, proj="none")
+    config.data.source = source("train", run)
+    config.data.views, config.data.cache = dict(image="column('image_embedding')", text="column('text_embedding')"), False
+    config.model = dict(image=tower, text=tower, embed_dim=width)
+    config.evals = evaluations(lambda split: source(split, run))
+
+
+def source(split, run):
+    return dict(name="embeddings", path=f"{run}/{split}.array_record")
+
+
+def towers(config, run):
+    """Puts the towers of `run` into memory."""
+    config.data.views.text = emoji.LABEL.format(tokenizer="emoji")
+    config.data.source.captions = ("label",)
+    config.model.locked = ("image", "image/proj", "text", "text/proj")
+    config.init_locked = dict(image=run, text=run)
+    config.evals = evaluations(emoji.source)
+
+
+def evaluations(source):
+    """source: split -> a source's spec."""
+    labels = dict(group="group", subgroup="subgroup")
+    return dict(hashing={name: dict(queries=source(split), source=source("train"), labels=labels, ks=(50,))
+                         for name, split in ASKS.items()})
+
+
+def runs(add, *variants):
+    """Three seeds of every code length and variant (overrides), for a config's sweep(add)."""
+    for run in grid({"seed": range(3), "objective.bits": BITS}):
+        for variant in variants:
+            add({**variant, **run})
