@@ -65,14 +65,22 @@ def batch(seed=0, size=BATCH):
     return {**views, "text": text, "label": label}
 
 
-def build(method, given=None, model=None, **changes):
-    """(objective, tx, weights, state, batch) of a tiny method; `given` weights, `model` has changes of config.model."""
+def hashing(method, given=None, **changes):
+    """`build` of a method over stored embeddings of width 8: nothing but its heads."""
+    rng, tower = np.random.default_rng(0), dict(name="stored", width=8, proj="none")
+    rows = {name: rng.normal(size=(BATCH, 8)).astype(np.float32) for name in ("image", "text")}
+    return build(method, given, dict(image=tower, text=tower), rows, **changes)
+
+
+def build(method, given=None, model=None, rows=None, **changes):
+    """(objective, tx, weights, state, batch) of a tiny method; `given` weights, `model` has changes of config.model, `rows` of the
+    batch."""
     cfg = config(method, **changes)
     for key, value in (model or {}).items():
         cfg.model[key] = value
     weigh(cfg, given or {})
     objective = job.objective_of(cfg)
-    data = jax.tree.map(jnp.asarray, batch())
+    data = jax.tree.map(jnp.asarray, {**batch(), **(rows or {})})
     shapes = jax.eval_shape(objective.init, jax.random.key(0), data)
     tx, _ = optim.make(cfg.optimizer, shapes, total_steps=10, batch_size=BATCH, examples=80)
     state = step_lib.init_state(objective, tx, jax.random.key(0), data)
