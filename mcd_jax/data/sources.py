@@ -13,6 +13,7 @@ mapping of `config.data.source`; its `name` says which kind, the other keys are 
     dict(name="folder", path="/data/pictures", table="captions.csv")         image files and a csv, tsv, jsonl or COCO table
     dict(name="image_folder", path="/data/food101/test")                     a folder of images for each class
     dict(name="karpathy", path="/data/coco", table="dataset_coco.json")      captions of COCO and Flickr30k
+    dict(name="hashing", path="/data/flickr25k", protocol="mith_mirflickr25k", ...)   sets as distributed for hashing
     dict(name="embeddings", path="runs/x/train.array_record")                what python -m mcd_jax.embed wrote
     dict(name="mixture", sources=dict(a=dict(...), b=dict(...)), weights=dict(a=1, b=3))
     dict(name="my_lab.pairs", ...)                                           a module with make(spec) -> source
@@ -31,7 +32,7 @@ from mcd_jax.data.image import Bad
 from mcd_jax.load import load
 
 KINDS = ("emoji", "tfds", "array_record", "webdataset", "tfrecord", "parquet", "folder", "image_folder", "karpathy", "embeddings",
-         "mixture")
+         "hashing", "mixture")
 
 
 def open(spec):
