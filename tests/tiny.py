@@ -65,11 +65,11 @@ def batch(seed=0, size=BATCH):
     return {**views, "text": text, "label": label}
 
 
-def hashing(method, given=None, **changes):
+def hashing(method, given=None, rows=None, **changes):
     """`build` of a method over stored embeddings of width 8: nothing but its heads."""
     rng, tower = np.random.default_rng(0), dict(name="stored", width=8, proj="none")
-    rows = {name: rng.normal(size=(BATCH, 8)).astype(np.float32) for name in ("image", "text")}
-    return build(method, given, dict(image=tower, text=tower), rows, **changes)
+    stored = {name: rng.normal(size=(BATCH, 8)).astype(np.float32) for name in ("image", "text")}
+    return build(method, given, dict(image=tower, text=tower), {**stored, **(rows or {})}, **changes)
 
 
 def build(method, given=None, model=None, rows=None, **changes):
