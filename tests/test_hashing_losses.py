@@ -1,10 +1,9 @@
 """Losses of DCHMT and DSPH and what they share with AHLR-R, against slow formulas, in their limits, and as a ring."""
-import math
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import slow_hashing
 import tiny
 
 from mcd_jax import step as step_lib
@@ -19,44 +18,9 @@ LABELS[1] = LABELS[2] = [1, 1, 0, 0, 0]
 LABELS[3] = [0, 0, 1, 1, 0]      # several, and none in common with the two above
 
 
-def cosine(a, b):
-    return float(a @ b / np.linalg.norm(a) / np.linalg.norm(b))
-
-
-def slow_supervised(x, y, labels, temperature):
-    total = 0.0
-    for a, b in ((x, y), (y, x)):
-        for i in range(len(a)):
-            t = np.array([cosine(a[i], b[k]) / temperature for k in range(len(b))])
-            log = t - np.log(np.sum(np.exp(t)))
-            positive = [j for j in range(len(b)) if j == i or np.any(labels[i] & labels[j])]
-            total -= np.mean(log[positive]) / len(a) / 2
-    return total
-
-
-def slow_distances(x, y, labels, theta):
-    far, total = math.sqrt(x.shape[1] * theta), 0.0
-    for i, a in enumerate(x.astype(np.float64)):
-        for j, b in enumerate(y.astype(np.float64)):
-            d, s = np.linalg.norm(a - b), float(np.any(labels[i] & labels[j]))
-            total += (s * d) ** 2 + ((1 - s) * (far - min(d, far))) ** 2
-    return total / len(x) / len(y)
-
-
-def slow_proxies(u, points, labels, th):
-    own = [1 - cosine(u[i], points[c]) for i, c in np.argwhere(labels == 1)]
-    other = [max(0.0, cosine(u[i], points[c]) - th) for i, c in np.argwhere(labels == 0)]
-    return np.mean(own) + np.mean(other)
-
-
-def slow_apart(x, y, labels, th):
-    several = [i for i in range(len(x)) if labels[i].sum() > 1]
-    pairs = [(i, j) for i in several for j in several if not np.any(labels[i] & labels[j])]
-    return np.mean([max(0.0, cosine(x[i], y[j]) - th) for i, j in pairs])
-
-
-PAIRS = {"supervised": (hashing.supervised, slow_supervised, 0.2), "distances": (hashing.distances, slow_distances, 0.5),
-         "apart": (hashing.apart, slow_apart, 0.1)}
+PAIRS = {"supervised": (hashing.supervised, slow_hashing.supervised, 0.2),
+         "distances": (hashing.distances, slow_hashing.distances, 0.5),
+         "apart": (hashing.apart, slow_hashing.apart, 0.1)}
 
 
 @pytest.mark.parametrize("name", PAIRS)
@@ -77,7 +41,7 @@ def test_hashing_losses_over_pairs_against_slow_formulas_gathered_and_as_a_ring(
 def test_hashing_proxies_against_a_slow_formula():
     points = RNG.normal(size=(C, K)).astype(np.float32)
     got = hashing.proxies(jnp.asarray(X), jnp.asarray(points), jnp.asarray(LABELS), 0.1)
-    assert float(got) == pytest.approx(slow_proxies(X, points, LABELS, 0.1), rel=1e-5)
+    assert float(got) == pytest.approx(slow_hashing.proxies(X, points, LABELS, 0.1), rel=1e-5)
     none = hashing.proxies(jnp.asarray(X), jnp.asarray(points), jnp.zeros((B, C), jnp.int32), 2.0)
     assert float(none) == 0 and np.isfinite(float(none))          # no label at all: no mean, and no NaN
 

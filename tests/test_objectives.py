@@ -18,13 +18,16 @@ def one_step(method, steps=1, weights=None, **changes):
     return before, state, {k: float(v) for k, v in report.items()}
 
 
-@pytest.mark.parametrize("method", tiny.METHODS)
+SECOND = {"ahlr": 2}   # behind a layer that starts at 0 nothing moves before the second step
+
+
+@pytest.mark.parametrize("method", tiny.MOST)
 def test_step_moves_every_parameter_and_reports_its_terms(method):
-    before, after, report = one_step(method)
+    before, after, report = one_step(method, SECOND.get(method, 1))
     moved = jax.tree.map(lambda a, b: bool(jnp.any(a != b)), before.params, after.params)
     still = [jax.tree_util.keystr(path) for path, m in jax.tree_util.tree_leaves_with_path(moved) if not m]
     assert not still
-    assert int(after.step) == 1 and np.isfinite(report["loss"]) and report["grad_norm"] > 0
+    assert int(after.step) == SECOND.get(method, 1) and np.isfinite(report["loss"]) and report["grad_norm"] > 0
     weights = tiny.weights(tiny.config(method))
     total = sum(weights[k.removeprefix("loss/")] * v for k, v in report.items() if k.startswith("loss/"))
     np.testing.assert_allclose(report["loss"], total, rtol=1e-5)
@@ -184,7 +187,8 @@ def test_misspelt_options_and_terms_are_refused_with_the_nearest_name():
         config_lib.objective("mcd", emam=0.9)
     with pytest.raises(ValueError, match=r"unknown term of objective 'mcd': 'misaligment'; did you mean 'misalignment'"):
         config_lib.objective("mcd", weights=dict(misaligment=1.0))
-    with pytest.raises(ValueError, match=r"no objectives module 'mdc': the package has clip, gcl, m2mix, mcd, siglip, slip;"):
+    with pytest.raises(ValueError, match=r"no objectives module 'mdc': the package has ahlr, clip, dchmt, dsph, "
+                                         "gcl, m2mix, mcd, siglip, slip, vl_sae;"):
         config_lib.objective("mdc")
 
 

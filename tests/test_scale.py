@@ -12,9 +12,10 @@ from mcd_jax import step as step_lib
 MESHES = {"1": ({}, 1), "2 data": ({"data": 2}, 2), "4 data": ({"data": 4}, 4), "2 data x 2 fsdp": ({"data": 2, "fsdp": 2}, 4),
           "2 slices x 2 fsdp": ({"slice": 2, "fsdp": 2}, 4), "2 data x 2 tensor": ({"data": 2, "tensor": 2}, 4)}
 VIT = dict(name="vit", width=16, depth=2, num_heads=2, mlp_dim=32, patch_size=4, scan=True, remat="full")
-SLOW = ("slip", "m2mix", "mcd+gcl")   # to compile: their first case runs with the others, in make test-all
+SLOW = ("slip", "m2mix", "dchmt", "dsph", "mcd+gcl")   # to compile: their first case runs in make test-all
 EXTRA = {"mcd": dict(distill=0.5, clip_augmented=0.5), "gcl": dict(separate_image=0.5, separate_text=0.5, clip=0.5),
-         "m2mix": dict(m2=0.5, v=0.5, l=0.5, vl=0.5), "mcd+gcl": {"mcd/distill": 0.5}}   # every term that a mesh could break
+         "m2mix": dict(m2=0.5, v=0.5, l=0.5, vl=0.5), "ahlr": dict(balance=0.5),
+         "mcd+gcl": {"mcd/distill": 0.5}}   # every term that a mesh could break
 
 
 def setup(method, mesh, microbatches=1, form="gather", tower=tiny.IMAGE):

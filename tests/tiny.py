@@ -3,6 +3,7 @@ import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 import numpy as np
+import pytest
 
 from mcd_jax import config as config_lib
 from mcd_jax import job, load, optim
@@ -10,6 +11,7 @@ from mcd_jax import step as step_lib
 
 SIZE, CONTEXT, VOCAB, EOT, BATCH = 16, 6, 32, 2, 8
 METHODS = ("clip", "siglip", "slip", "mcd", "gcl", "m2mix", "vl_sae", "ahlr", "dchmt", "dsph", "mcd+gcl")   # "+": composed
+MOST = [pytest.param(name, marks=pytest.mark.full if name in ("dchmt", "dsph") else ()) for name in METHODS]   # for slow tests
 LOCKED = {"vl_sae": ("image", "image/proj", "text", "text/proj")}   # methods over frozen towers
 SMALL = {"vl_sae": dict(k=8, ratio=4), "slip": dict(hidden=16, out_dim=8), "mcd": dict(ssl_hidden=16, ssl_dim=8),
          "m2mix": dict(temperature=0.0, m2_learned=True),
@@ -62,6 +64,7 @@ def batch(seed=0, size=BATCH):
     text = rng.integers(3, VOCAB, (size, CONTEXT)).astype(np.int32)
     text[:, -1] = EOT
     label = (rng.random((size, 5)) < 0.4).astype(np.int32)   # several, one or none
+    label[:2] = [[1, 1, 0, 0, 0], [0, 0, 1, 1, 0]]           # several each, and none in common
     return {**views, "text": text, "label": label}
 
 
