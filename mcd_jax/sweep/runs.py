@@ -22,8 +22,8 @@ from mcd_jax.sweep import plan
 
 TRIES = 10   # starts of a run that ends as preempted
 # what may differ between a run's config.json and the sweep's config without making it another run
-_ASIDE = ("evals", "checkpoint", "log_every", "profile_steps", "tensorboard", "wandb", "data.workers", "data.prefetch",
-          "data.cache", "data.max_bad")
+_ASIDE = ("evals", "total_steps", "checkpoint", "log_every", "profile_steps", "tensorboard", "wandb", "data.workers",
+          "data.prefetch", "data.cache", "data.max_bad")
 
 
 # ---- what the folders say ------------------------------------------------------------------------------------------------------
