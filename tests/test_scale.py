@@ -12,6 +12,7 @@ from mcd_jax import step as step_lib
 MESHES = {"1": ({}, 1), "2 data": ({"data": 2}, 2), "4 data": ({"data": 4}, 4), "2 data x 2 fsdp": ({"data": 2, "fsdp": 2}, 4),
           "2 slices x 2 fsdp": ({"slice": 2, "fsdp": 2}, 4), "2 data x 2 tensor": ({"data": 2, "tensor": 2}, 4)}
 VIT = dict(name="vit", width=16, depth=2, num_heads=2, mlp_dim=32, patch_size=4, scan=True, remat="full")
+LOOSE = {"dchmt": 1e-4}   # its losses have square roots of distances that are nearly zero at the start
 SLOW = ("slip", "m2mix", "dchmt", "dsph", "mcd+gcl")   # to compile: their first case runs in make test-all
 EXTRA = {"mcd": dict(distill=0.5, clip_augmented=0.5), "gcl": dict(separate_image=0.5, separate_text=0.5, clip=0.5),
          "m2mix": dict(m2=0.5, v=0.5, l=0.5, vl=0.5), "ahlr": dict(balance=0.5),
@@ -57,7 +58,7 @@ def compare(method, mesh, microbatches, form, tower=tiny.IMAGE):
     got_losses, got = one_step(method, mesh, microbatches, form, tower)
     assert got_losses.keys() == losses.keys()
     for term, value in losses.items():
-        np.testing.assert_allclose(got_losses[term], value, rtol=2e-5, atol=2e-6, err_msg=term)
+        np.testing.assert_allclose(got_losses[term], value, rtol=LOOSE.get(method, 2e-5), atol=2e-6, err_msg=term)
     largest = max(float(np.max(np.abs(g))) for g in jax.tree.leaves(gradient))
     for (path, a), b in zip(jax.tree_util.tree_leaves_with_path(gradient), jax.tree.leaves(got), strict=True):
         np.testing.assert_allclose(b, a, rtol=1e-3, atol=1e-5 * largest, err_msg=jax.tree_util.keystr(path))
