@@ -39,7 +39,7 @@ def similarity(x, y):
     An accelerator's default precision rounds to bfloat16: percents of gradient at a scale of 100.
     """
     x, y = x.astype(jnp.float32), y.astype(jnp.float32)
-    return _by_rows(jnp.einsum("bd,cd->bc", x, y, precision=jax.lax.Precision.HIGHEST))
+    return _split(jnp.einsum("bd,cd->bc", x, y, precision=jax.lax.Precision.HIGHEST))
 
 
 def lse(x, y, scale, allow=None, row_aux=(), key_aux=(), columns=True, form="auto", factor=None):
@@ -52,16 +52,27 @@ def lse(x, y, scale, allow=None, row_aux=(), key_aux=(), columns=True, form="aut
       columns: False gives None for the keys and saves their work.
       factor: None, or by what the inner products are multiplied, as `ring.lse` takes it; no gradient.
     """
+    out = sums(x, y, scale, allow, row_aux, key_aux, columns, form, factor)
+    return out.row_lse, out.key_lse
+
+
+def sums(x, y, scale, allow=None, row_aux=(), key_aux=(), columns=True, form="auto", factor=None, target=None):
+    """The `ring.Sums` of `lse`'s arguments: log-sum-exps and, given `target` as `ring.lse` takes it, sums of weight * logit.
+
+    Without `columns` those of the keys are None.
+    """
     if picks_ring(len(x), len(y), form):
-        out = ring.lse(x, y, scale, 0.0, row_aux, key_aux, allow=allow, columns=columns, factor=factor, transport=transport(form))
-        return out.row_lse, out.key_lse if columns else None
-    logits_BC, (row_aux, key_aux) = scale * similarity(x, y), jax.lax.stop_gradient((row_aux, key_aux))
+        out = ring.lse(x, y, scale, 0.0, row_aux, key_aux, allow=allow, columns=columns, factor=factor, target=target,
+                       transport=transport(form))
+        return out if columns else out._replace(key_lse=None, key_target=None)
+    raw_BC, (row_aux, key_aux) = scale * similarity(x, y), jax.lax.stop_gradient((row_aux, key_aux))
     numbers = jnp.arange(len(x))[:, None], jnp.arange(len(y))[None, :]
     if factor is not None:
-        logits_BC *= factor(row_aux, key_aux, *numbers)
-    if allow is not None:
-        logits_BC = jnp.where(allow(row_aux, key_aux, *numbers), logits_BC, ring.NEVER)
-    return jax.nn.logsumexp(logits_BC, axis=1), jax.nn.logsumexp(logits_BC, axis=0) if columns else None
+        raw_BC *= factor(row_aux, key_aux, *numbers)
+    logits_BC = raw_BC if allow is None else jnp.where(allow(row_aux, key_aux, *numbers), raw_BC, ring.NEVER)
+    of_rows, of_keys = (0.0, 0.0) if target is None else jax.lax.stop_gradient(target(row_aux, key_aux, *numbers))
+    return ring.Sums(jax.nn.logsumexp(logits_BC, axis=1), jax.nn.logsumexp(logits_BC, axis=0) if columns else None,
+                     jnp.sum(of_rows * raw_BC, axis=1), jnp.sum(of_keys * raw_BC, axis=0) if columns else None)
 
 
 def softmax(x, y, scale, form="auto"):
@@ -112,7 +123,10 @@ def accuracy(x, y, form="auto"):
     return jnp.mean((nearest == jnp.arange(x.shape[0])).astype(jnp.float32))
 
 
-def _by_rows(logits):
-    """Each device keeps the rows of its part of the batch."""
+def _split(logits):
+    """Each device keeps the rows of its part of the batch; where there are more keys than rows, the columns of its keys."""
     axes, devices = mesh_lib.ambient_batch_axes()
-    return jax.lax.with_sharding_constraint(logits, PartitionSpec(axes)) if axes and len(logits) % devices == 0 else logits
+    side = int(logits.shape[1] > logits.shape[0])
+    if not axes or logits.shape[side] % devices:
+        return logits
+    return jax.lax.with_sharding_constraint(logits, PartitionSpec(*[None] * side, axes))

@@ -1,11 +1,12 @@
 """BERT's encoder as a text tower (Devlin et al. 2018, arXiv 1810.04805): MiniLM, sentence-transformers, later fusion layers.
 
 Post-normalised: every sublayer is x <- LayerNorm(x + sublayer(x)), so there is no last norm and no drop path. Hidden states equal
-Hugging Face's BertModel without its pooler, in inference mode: there is no dropout.
+Hugging Face's BertModel without its pooler. Dropout is off unless the option `dropout` is set and random numbers are given.
 """
 from typing import Any
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 
 from mcd_jax.models import transformer
@@ -33,6 +34,8 @@ def make(options, *, vocab_size, context, eot, dtype, pad=0):
         transformer.choose("model.text", name, getattr(bert, name), known)
     if bert.positions < context:
         raise ValueError(f"config.model.text.positions={bert.positions}: texts have {context} tokens, so at least that")
+    if not 0 <= bert.dropout < 1 or bert.spare_ids < 0:
+        raise ValueError(f"config.model.text: dropout={bert.dropout} must be in [0, 1) and spare_ids={bert.spare_ids} at least 0")
     if bert.types < 1:
         raise ValueError(f"config.model.text.types={bert.types} must be at least 1")
     return bert
@@ -42,7 +45,8 @@ class Bert(nn.Module):
     """tokens int32 (B, L) -> dict of "embedded" (B, L, W), "block_i", "tokens" (B, L, W): the last block's, "pooled" (B, W).
 
     Attention doesn't look at padding. Pooling: "mean" over the tokens that aren't padding, start and end included, as
-    sentence-transformers; "first" the start token ([CLS]). All tokens have type 0.
+    sentence-transformers; "first" the start token ([CLS]). All tokens have type 0. path_noise float32 (B, path_depth), uniform in
+    [0, 1), turns dropout on; each number is the seed of one row in one layer, the last of the embeddings.
     """
     vocab_size: int
     context: int
@@ -54,6 +58,8 @@ class Bert(nn.Module):
     num_heads: int = 12
     positions: int = 512         # rows of the table of positions, at least the context; 0: the context
     types: int = 2               # rows of the table of token types, of which the first is used
+    spare_ids: int = 0           # ids beyond the tokenizer's vocabulary, such as a [MASK] that it doesn't have
+    dropout: float = 0.0         # of embeddings, attention weights and sublayers, in training (BERT: 0.1)
     pool: str = "mean"           # mean | first
     act: str = "gelu"
     eps: float = 1e-12
@@ -63,7 +69,7 @@ class Bert(nn.Module):
 
     @property
     def path_depth(self):
-        return 0
+        return self.depth + 1 if self.dropout else 0
 
     @nn.compact
     def __call__(self, tokens, path_noise=None):
@@ -71,25 +77,30 @@ class Bert(nn.Module):
         if length > self.context:
             raise ValueError(f"text has {length} tokens and the tower was built for {self.context}: tokenize({self.context}) fits")
         table, position, kind = (self.param(name, nn.initializers.normal(STD), (rows, self.width)) for name, rows in (
-            ("token", self.vocab_size), ("position", self.positions), ("type", self.types)))
+            ("token", self.vocab_size + self.spare_ids), ("position", self.positions), ("type", self.types)))
         x = table[tokens] + (position[:length] + kind[0][None])[None]
         x = nn.LayerNorm(epsilon=self.eps, dtype=self.dtype, name="ln_embed")(x.astype(self.dtype))
+        noise = path_noise if self.dropout else None
+        if noise is not None:
+            x = drop(x, seeds(noise[:, self.depth]), 0, self.dropout)
         out = {"embedded": x}
         seen = tokens != self.pad
         x, blocks = layers(
-            x, seen, depth=self.depth, num_heads=self.num_heads, mlp_dim=self.mlp_dim, act=self.act, eps=self.eps,
+            x, seen, noise=None if noise is None else noise[:, :self.depth], dropout=self.dropout, depth=self.depth, num_heads=self.num_heads, mlp_dim=self.mlp_dim, act=self.act, eps=self.eps,
             dtype=self.dtype, scan=self.scan, remat=self.remat, init=self.is_initializing())
         pooled = x[:, 0] if self.pool == "first" else masked_mean(x, seen)
         return {**out, **blocks, "tokens": x, "pooled": pooled}
 
 
-def layers(x, seen, *, cross=None, cross_seen=None, **options):
+def layers(x, seen, *, cross=None, cross_seen=None, noise=None, dropout=0.0, **options):
     """BERT's layers inside the calling module's scope: those of a text tower or, given `cross`, fusion layers.
 
     Args:
       x: (B, L, W) states; seen: bool (B, L), False at padding.
       cross: (B, M, V) tokens that every layer attends to between its self-attention and its MLP; None: no such sublayer.
       cross_seen: bool (B, M), or None where all are seen.
+      noise: float32 (B, depth) uniform in [0, 1), the seeds of dropout for each row and layer; None: no dropout.
+      dropout: its rate.
       **options: as `transformer.run_blocks` takes.
 
     Returns:
@@ -99,13 +110,33 @@ def layers(x, seen, *, cross=None, cross_seen=None, **options):
         """bool (B, 1, 1, N); a row of padding only sees its first position, so that softmax stays finite."""
         return (seen | ((jnp.arange(seen.shape[1]) == 0)[None] & ~seen.any(1, keepdims=True)))[:, None, None]
     inputs = () if cross is None else (cross, None if cross_seen is None else mask(cross_seen))
-    return transformer.run_blocks(x, mask=mask(seen), layer=Block, inputs=inputs, **options)
+    if noise is not None:
+        inputs = (*(inputs or (None, None)), jnp.float32(dropout))
+    gain = None if noise is None else seeds(noise).T
+    return transformer.run_blocks(x, mask=mask(seen), layer=Block, inputs=inputs, gain=gain, **options)
+
+
+def seeds(noise):
+    """uint32 like `noise`, the bits of float32 numbers."""
+    return jax.lax.bitcast_convert_type(noise.astype(jnp.float32), jnp.uint32)
+
+
+def drop(x, seed, site, rate):
+    """x (B, ...) with elements dropped and the others divided by the probability to stay.
+
+    What is dropped of a row follows from its seed, uint32 (B,), and from the number of the site alone, not from the other rows: it
+    depends neither on microbatches nor on the mesh.
+    """
+    def one(x, seed):
+        stays = jax.random.bernoulli(jax.random.fold_in(jax.random.key(seed), site), 1 - rate, x.shape)
+        return jnp.where(stays, x / (1 - rate), 0).astype(x.dtype)
+    return jax.vmap(one)(x, seed)
 
 
 class Block(nn.Module):
     """x (B, L, W) -> (x', x'): self-attention, then attention to `cross` where it is given, then an MLP, a norm after each.
 
-    There is no drop path in BERT: `gain` is None.
+    `gain` holds the seeds of dropout, uint32 (B,), or is None: no dropout. There is no drop path in BERT.
     """
     num_heads: int
     mlp_dim: int
@@ -115,19 +146,23 @@ class Block(nn.Module):
     dtype: Any = jnp.float32
 
     @nn.compact
-    def __call__(self, x, gain, mask, cross=None, cross_mask=None):
-        if gain is not None:
-            raise ValueError("BERT's layers have no drop path")
+    def __call__(self, x, gain, mask, cross=None, cross_mask=None, rate=None):
+        def dropped(site):
+            return None if gain is None else lambda y: drop(y, gain, site, rate)
+
+        def added(x, y, site):
+            return x + (y if gain is None else drop(y, gain, site, rate))
 
         def norm(name, x):
             return nn.LayerNorm(epsilon=self.eps, dtype=self.dtype, name=name)(x)
 
-        def attend(name, x, keys, mask):
-            return transformer.Attention(self.num_heads, self.dtype, std=STD, name=name)(x, keys, mask)
+        def attend(name, x, keys, mask, site):
+            y = transformer.Attention(self.num_heads, self.dtype, std=STD, name=name)(x, keys, mask, dropped(site))
+            return added(x, y, site + 1)
 
-        x = norm("ln_attn", x + attend("attn", x, x, mask))
+        x = norm("ln_attn", attend("attn", x, x, mask, 0))
         if cross is not None:
-            x = norm("ln_cross", x + attend("cross", x, cross, cross_mask))
-        x = norm("ln_mlp", x + transformer.Mlp(self.mlp_dim, self.act, self.dtype, std=STD, name="mlp")(x))
+            x = norm("ln_cross", attend("cross", x, cross, cross_mask, 2))
+        x = norm("ln_mlp", added(x, transformer.Mlp(self.mlp_dim, self.act, self.dtype, std=STD, name="mlp")(x), 4))
         x = shard_batch(x)
         return x, x

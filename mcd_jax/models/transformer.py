@@ -29,7 +29,10 @@ REMAT = {  # what the backward pass keeps of each block, beside its input
 
 
 class Attention(nn.Module):
-    """Multi-head attention of queries (B, N, W) over keys and values (B, M, W); mask (B or 1, 1, N or 1, M) is True where seen."""
+    """Multi-head attention of queries (B, N, W) over keys and values (B, M, W); mask (B or 1, 1, N or 1, M) is True where seen.
+
+    `weigh`, if given, is applied to the weights, float32 (B, heads, N, M), before they meet the values: dropout, for example.
+    """
     num_heads: int
     dtype: Any = jnp.float32
     out_std: float | None = None
@@ -37,7 +40,7 @@ class Attention(nn.Module):
     std: float | None = None  # of the kernels at the start; None: width ** -0.5
 
     @nn.compact
-    def __call__(self, queries, keys, mask=None):
+    def __call__(self, queries, keys, mask=None, weigh=None):
         width = queries.shape[-1]
         dense = functools.partial(nn.Dense, width, dtype=self.dtype)
         split = functools.partial(_split_heads, num_heads=self.num_heads)
@@ -46,7 +49,12 @@ class Attention(nn.Module):
         q = split(dense(kernel_init=init, name="q")(queries))
         k = split(dense(kernel_init=init, name="k")(keys))
         v = split(dense(kernel_init=init, name="v")(keys))
-        x = jax.nn.dot_product_attention(q, k, v, mask=mask)  # float32 logits and softmax
+        if weigh is None:
+            x = jax.nn.dot_product_attention(q, k, v, mask=mask)  # float32 logits and softmax
+        else:
+            logits = jnp.einsum("bnhd,bmhd->bhnm", q, k, preferred_element_type=jnp.float32) * q.shape[-1] ** -0.5
+            weights = jax.nn.softmax(logits if mask is None else jnp.where(mask, logits, jnp.finfo(jnp.float32).min))
+            x = jnp.einsum("bhnm,bmhd->bnhd", weigh(weights).astype(v.dtype), v)
         x = x.reshape(*x.shape[:2], width)
         if not self.project:
             return x

@@ -65,6 +65,7 @@ def _composed(config, built):
     def forward(params, memory, batch, key, step):
         key, last = pair.keys(key)
         memories = {name: memory.get(name, {}) for name in built}
+        batch = pair.drawn(parts, batch, key)
         rows = pair.encode(config, towers, parts, params, memories, batch, key)
         out = {name: part.finish(rows[name], params, memories[name], batch, key_of(number, last), step)
                for number, (name, part) in enumerate(parts.items())}

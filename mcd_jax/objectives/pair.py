@@ -23,7 +23,8 @@ class View(NamedTuple):
     tower: str          # "image" | "text"
     key: str            # batch key
     keep: float = 1.0   # share of the patches that the network sees; views of one key and share see the same ones
-    network: str = ""   # whose parameters: "" those that are trained, else one of `Parts.networks`, which drops no path
+    network: str = ""   # whose parameters: "" those that are trained, else one of `Parts.networks`
+    noisy: bool = False  # a network of `Parts.networks` drops paths, and units, as the trained one does; else it drops none
 
 
 def embeddings(params, encoded):
@@ -42,6 +43,7 @@ class Parts(NamedTuple):
     rows: Callable = embeddings     # (params, encoded) -> dict of (b, ...) arrays; encoded: name -> the tower's outputs and "input"
     finish: Callable = as_it_is     # (out, params, memory, batch, key, step) -> out; here the rows are (B, ...)
     networks: Mapping = {}          # name -> fn(params, memory) -> params
+    draw: Callable = nothing        # (batch, key) -> more batch keys, drawn for the whole batch, that views and `finish` read
     embed: Callable = nothing       # (params, encoded) -> more for the head "embed"; encoded has "image", "text" where present
 
 
@@ -103,6 +105,7 @@ def objective(config, towers, parts, *, terms, needs=None, init=None, start=noth
     """The `Objective` whose forward pass is `parts`. Unless given, `needs` are the keys of its views and `init` is the towers'."""
     def forward(params, memory, batch, key, step):
         key, last = keys(key)
+        batch = drawn({"": parts}, batch, key)
         out = encode(config, towers, {"": parts}, params, {"": memory}, batch, key)[""]
         return parts.finish(out, params, memory, batch, last, step)
 
@@ -122,6 +125,13 @@ def objective(config, towers, parts, *, terms, needs=None, init=None, start=noth
 def keys(key):
     """(key for `encode`, key for `Parts.finish`) of a step."""
     return key, jax.random.fold_in(key, 2 ** 31 - 1)
+
+
+def drawn(methods, batch, key):
+    """The batch with what `Parts.draw` of every method, name -> Parts, adds."""
+    for number, parts in enumerate(methods.values()):
+        batch = {**batch, **parts.draw(batch, jax.random.fold_in(key, 2 ** 30 + number))}
+    return batch
 
 
 def encode(config, towers, methods, params, memory, batch, key):
@@ -171,7 +181,7 @@ def _rows(towers, views, batch, key):
     masked = dict.fromkeys((view.key, _kept(view), view.keep) for view in views if view.keep < 1)
     for i, (name, kept, share) in enumerate(masked):
         rows[kept] = towers_lib.draw_keep_ids(jax.random.fold_in(k_keep, i), size, towers.num_patches(batch[name].shape), share)
-    for i, view in enumerate(sorted((v for v in views if not v.network), key=lambda view: view.tower)):
+    for i, view in enumerate(sorted((v for v in views if v.noisy or not v.network), key=lambda view: view.tower)):
         if depth := towers.path_depth[view.tower]:
             rows[_noise(view)] = jax.random.uniform(jax.random.fold_in(k_noise, i), (size, depth))
     return rows
