@@ -28,5 +28,7 @@ def get_config(image="vit"):
     config.model.embed_dim = WIDTH
     config.optimizer.lr = 1e-3
     config.optimizer.bounds = (("temperature", (0.001, 0.5)),)
+    second = {name: dict(instance.to_dict(), k=16) for name, instance in config.evals.retrieval.items() if name != "validation"}
+    config.evals.rerank = {name: {k: v for k, v in settings.items() if k != "every"} for name, settings in second.items()}
     config.sharding = (("queue/.*", (None, ("slice", "data", "fsdp", "expert"))), *config.sharding)
     return config

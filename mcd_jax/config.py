@@ -46,6 +46,7 @@ def default():
         clip_norm=1.0,
         clip_per="global",          # or "tensor"
         max_logit_scale=math.log(100.0),
+        bounds=(),                  # regex over parameter paths -> (low, high), where a parameter stays inside
         max_skipped=20,             # stop after this many non-finite updates in a row
     )
     config.ema = 0.0                # decay of an average of the parameters kept in memory/ema; 0: none

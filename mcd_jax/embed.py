@@ -51,6 +51,7 @@ def make_embed(objective, read="params", batch_size=256, place=None, held=None, 
       ("image", "text": unit; "image_raw", "text_raw") to (n, D) float32 numpy arrays, of the modalities in the batch. With `held`
       it has the attributes held, batch_size and exchange: a batch of at most `batch_size` rows of which each process has filled
       its own -> the whole, in every process. gives(state, batch) -> the head's keys for such a batch, a set; nothing is compiled.
+      heads: the names of all of the objective's heads; head(name) -> such a function of another one, ValueError where there is none.
     """
     head = jax.jit(_together(objective, heads))  # the same function again shares what is compiled
 
@@ -77,7 +78,13 @@ def make_embed(objective, read="params", batch_size=256, place=None, held=None, 
         shapes = {key: jax.ShapeDtypeStruct((batch_size, *np.shape(value)[1:]), value.dtype) for key, value in batch.items()}
         return set(jax.eval_shape(head, parameters(state, read), state.memory, shapes))
 
-    embed.gives = gives
+    @functools.cache
+    def other(name):
+        if name not in objective.heads:
+            raise ValueError(f"this run's objective has no head {name!r}: it has {', '.join(objective.heads)}")
+        return make_embed(objective, read, batch_size, place, held, (name,))
+
+    embed.gives, embed.heads, embed.head = gives, frozenset(objective.heads), other
     if held is not None:
         embed.held, embed.batch_size, embed.exchange = np.asarray(held), batch_size, exchange
     return embed

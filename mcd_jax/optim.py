@@ -3,10 +3,8 @@
 Keys, all optional. Lists are (regex, value) pairs: the first whole match wins, all parameters must match.
   optimizers       pairs (or one dict for all) with dict(name=, ...) as in OPTIMIZERS below
   lr               peak learning rate, of every optimizer
-  schedule         pairs (or one dict) with dict(name="cosine"|"linear"|"constant"|"rsqrt"|"stairs"|"bert_cosine", warmup=duration,
-                   start=0., final=0.: shares of lr), or None: frozen, which never moves and has no moments. "stairs" is
-                   cosine in stairs of `every` (a duration, say "1 epoch"), of which `warmup` rise; its last stair is at
-                   `final` and so wasted if that is 0, unless fix_last_epoch=True spreads the cosine over one stair more
+  schedule         pairs (or one dict) with dict(name="cosine", ...) as mcd_jax.schedule has them, or None: frozen, which never moves
+                   and has no moments
   lr_mults         pairs of regex and factor on the learning rate, decay included; empty: 1 everywhere
   weight_decay     decoupled (AdamW): lr * weight_decay * parameter is subtracted, whatever the optimizer
   decay_mask       pairs of regex and True, False or a factor; empty: tensors of 2 or more dimensions, but no
@@ -14,6 +12,7 @@ Keys, all optional. Lists are (regex, value) pairs: the first whole match wins, 
   clip_norm        largest gradient norm; None or 0: any
   clip_per         "global": the norm over all trained parameters; "tensor": of each one
   max_logit_scale  every `logit_scale` stays in [0, this] after the update (SLIP: ln 100); None: free
+  bounds           pairs of regex and (low, high): parameters that stay inside after the update; empty: none
   max_skipped      read by the trainer: it stops after this many non-finite updates in a row
 """
 import re
@@ -23,10 +22,10 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from mcd_jax import duration, rules
+from mcd_jax import rules, schedule
 
 KEYS = ("optimizers", "lr", "schedule", "lr_mults", "weight_decay", "decay_mask", "clip_norm", "clip_per",
-        "max_logit_scale", "max_skipped")
+        "max_logit_scale", "bounds", "max_skipped")
 OPTIMIZERS = {
     "adamw": {"b1": 0.9, "b2": 0.999, "eps": 1e-8, "mu_dtype": "float32"},
     "lion": {"b1": 0.9, "b2": 0.99, "mu_dtype": "float32"},
@@ -35,8 +34,6 @@ OPTIMIZERS = {
     "adafactor": {"decay_rate": 0.8, "min_dim_size_to_factor": 128, "clipping_threshold": 1.0, "momentum": 0.0,
                       "multiply_by_parameter_scale": False},
 }
-SCHEDULES = ("cosine", "linear", "constant", "rsqrt", "stairs", "bert_cosine")
-_SCHEDULE_OPTIONS = {"name": "cosine", "warmup": 0, "start": 0.0, "final": 0.0, "every": 0, "fix_last_epoch": False}
 _UNDECAYED = re.compile(r"(.*/)?(bias|scale|gamma|logit_[^/]*)|(.*/)?[^/]*norm[^/]*/[^/]*")
 _FROZEN = "frozen"
 
@@ -70,7 +67,7 @@ def make(config, params, total_steps, batch_size, examples):
     lr, decay = _number(config, "lr", 1e-3), _number(config, "weight_decay", 0.0)
     optimizers = _pairs(config.get("optimizers", {"name": "adamw"}), "optimizers")
     schedules = _pairs(config.get("schedule", {"name": "constant"}), "schedule")
-    fns = [_schedule(spec, lr, total_steps, batch_size, examples) for _, spec in schedules]
+    fns = [schedule.make(spec, lr, total_steps, batch_size, examples) for _, spec in schedules]
     kind, which = _number_of(optimizers, params, "optimizers"), _number_of(schedules, params, "schedule")
     labels = {path: _FROZEN if fns[which[path]] is None else str(kind[path]) for path in kind}
     trained = [path for path, label in labels.items() if label != _FROZEN]
@@ -88,7 +85,7 @@ def make(config, params, total_steps, batch_size, examples):
         optax.partition(used, _tree(labels, params)),
         _add_decay({path: decay * decays[path] for path in trained}),
         _scale_by_schedules(fns, rate),
-        _cap(config.get("max_logit_scale"), trained))
+        _cap(config.get("max_logit_scale"), config.get("bounds"), params, trained))
     live = {regex: fn for (regex, _), fn in zip(schedules, fns, strict=True) if fn is not None}
     return _skip_nonfinite(inner, set(trained)), {
         "lr" if len(live) == 1 else f"lr/{regex}": fn for regex, fn in live.items()}
@@ -156,12 +153,17 @@ def _scale_by_schedules(fns, rate):
     return optax.GradientTransformation(lambda params: optax.ScaleByScheduleState(jnp.int32(0)), update)
 
 
-def _cap(highest, trained):
-    if highest is None:
+def _cap(highest, bounds, params, trained):
+    ranges = {path: (0.0, highest) for path in trained if highest is not None and path.split("/")[-1] == "logit_scale"}
+    if bounds:
+        given = rules.match([*bounds, [".*", None]], params, "config.optimizer.bounds")
+        if any(pair is not None and not pair[0] < pair[1] for pair in given.values()):
+            raise ValueError(f"config.optimizer.bounds={bounds!r} must be pairs of a regex and (low, high), low below high")
+        ranges |= {path: pair for path, pair in given.items() if pair is not None and path in trained}
+    if not ranges:
         return optax.identity()
-    capped = {path for path in trained if path.split("/")[-1] == "logit_scale"}
     return optax.stateless(lambda updates, params: _map(
-        lambda path, u, p: jnp.clip(p + u, 0.0, highest) - p if path in capped else u, updates, params))
+        lambda path, u, p: jnp.clip(p + u, *ranges[path]) - p if path in ranges else u, updates, params))
 
 
 def _scaler(spec):
@@ -199,67 +201,6 @@ def _bertadam(b1, b2, eps):
         updates = jax.tree.map(lambda m, v: m / (jnp.sqrt(v) + eps), mu, nu)
         return updates, optax.ScaleByAdamState(state.count + 1, mu, nu)
     return optax.GradientTransformation(init, update)
-
-
-def _schedule(spec, lr, total_steps, batch_size, examples):
-    """Learning rate () float32 as a function of the updates applied, or None where the spec is None.
-
-    Update s < warmup uses the share (s + 1) / warmup of the way from start * lr to lr, so none is wasted.
-    cosine and linear reach final * lr at total_steps; rsqrt is lr * sqrt(warmup / s), at least final * lr. bert_cosine is
-    pytorch_pretrained_bert's warmup_cosine: s / warmup before (so the first update is 0), then (1 + cos(pi s / total_steps)) / 2,
-    which begins below lr.
-    """
-    if spec is None:
-        return None
-    if not isinstance(spec, dict):
-        raise ValueError(f"config.optimizer.schedule: {spec!r} is neither a dict(name=...) nor None (frozen)")
-    o = _options(spec, _SCHEDULE_OPTIONS, "option of config.optimizer.schedule")
-    if o["name"] not in SCHEDULES:
-        raise ValueError(f"config.optimizer.schedule: name={o['name']!r} is not in {', '.join(SCHEDULES)}")
-    warmup = duration.steps(o["warmup"], total_steps=total_steps, batch_size=batch_size, examples=examples,
-                            name="config.optimizer.schedule warmup")
-    if warmup > total_steps:
-        raise ValueError(f"config.optimizer.schedule: warmup={o['warmup']!r} is {warmup} steps, "
-                         f"longer than the run of {total_steps}")
-
-    if o["name"] == "stairs":
-        every = duration.steps(o["every"], total_steps=total_steps, batch_size=batch_size, examples=examples,
-                               name="config.optimizer.schedule every")
-        return _stairs(lr, o, total_steps, warmup, every)
-    if o["every"] or o["fix_last_epoch"]:
-        raise ValueError(f"config.optimizer.schedule: every and fix_last_epoch belong to name='stairs', not {o['name']!r}")
-
-    def fn(count):
-        s = jnp.asarray(count, jnp.float32)
-        done = jnp.clip((s - warmup) / max(total_steps - warmup, 1), 0.0, 1.0)
-        final, first = o["final"], max(warmup, 1)
-        share = {"cosine": final + (1.0 - final) * (0.5 + 0.5 * jnp.cos(jnp.pi * done)),
-                 "linear": final + (1.0 - final) * (1.0 - done),
-                 "constant": jnp.ones_like(s),
-                 "rsqrt": jnp.maximum(jnp.sqrt(first / jnp.maximum(s, first)), final),
-                 "bert_cosine": 0.5 + 0.5 * jnp.cos(jnp.pi * jnp.minimum(s / total_steps, 1.0))}[o["name"]]
-        rising = o["start"] + (1.0 - o["start"]) * (s + 1.0) / first if o["name"] != "bert_cosine" else s / first
-        return lr * jnp.where(s < warmup, rising, share)
-    return fn
-
-
-def _stairs(lr, o, total_steps, warmup, every):
-    """A learning rate that stays the same for a stair of `every` steps: stair e of w that rise and n in all is at (e + 1) / w, then
-    at (1 + cos(pi (e - w + 1) / (n - w))) / 2. With fix_last_epoch, n - w + 1 in place of n - w."""
-    if every < 1 or every > total_steps:
-        raise ValueError(f"config.optimizer.schedule: name='stairs' needs every=<duration> within the run of {total_steps} steps, "
-                         f"such as '1 epoch', not {o['every']!r}")
-    count = round(total_steps / every)
-    rising = round(warmup / every)
-    if rising >= count:
-        raise ValueError(f"config.optimizer.schedule: warmup={o['warmup']!r} leaves none of the {count} stairs")
-
-    def fn(step):
-        e = jnp.minimum(jnp.floor(jnp.asarray(step, jnp.float32) * (count / total_steps) + 1e-4), count - 1)
-        done = (e - rising + 1) / (count - rising + bool(o["fix_last_epoch"]))
-        share = o["final"] + (1.0 - o["final"]) * (0.5 + 0.5 * jnp.cos(jnp.pi * jnp.clip(done, 0.0, 1.0)))
-        return lr * jnp.where(e < rising, o["start"] + (1.0 - o["start"]) * (e + 1.0) / max(rising, 1), share)
-    return fn
 
 
 def _decayed(path, leaf):

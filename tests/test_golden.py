@@ -107,8 +107,31 @@ def slow_reconstruction(kind):
     return slow
 
 
+def slow_entropies(out):
+    """(hard, soft): mean cross-entropies of both directions with the own key and the teacher's distribution, keys: batch, queue."""
+    hard, soft, scale, teacher = 0.0, 0.0, float(out["scale"]), jax.tree.map(np.float64, out["keep"])
+    for one, other in (("image", "text"), ("text", "image")):
+        keys = np.concatenate([teacher[other], *np.asarray(out["memory"]["queue"][other], np.float64)])
+        for i, x in enumerate(np.asarray(out[one], np.float64)):
+            p, q = (np.exp(scale * keys @ z) / np.sum(np.exp(scale * keys @ z)) for z in (x, teacher[one][i]))
+            hard, soft = hard - np.log(p[i]) / 2, soft - np.sum(q * np.log(p)) / 2
+    return hard / len(teacher["image"]), soft / len(teacher["image"])
+
+
+def slow_itm(out):
+    rows = [(row, label) for three in np.asarray(out["itm"], np.float64) for row, label in zip(three, (1, 0, 0), strict=True)]
+    return np.mean([np.log(np.exp(row).sum()) - row[label] for row, label in rows])
+
+
+def slow_words(out, name):
+    """Of the sums over each row's masked words, whose own slow form is in test_albef.py."""
+    return np.sum(out[f"mlm/{name}"]) / np.sum(out["mlm/count"])
+
+
 SLOW = {**slow_hashing.of_terms(),
         "image": slow_reconstruction("image"), "text": slow_reconstruction("text"),
+         "itc": lambda out: slow_entropies(out)[0], "itc_distill": lambda out: -np.subtract(*slow_entropies(out)), "itm": slow_itm,
+        "mlm": lambda out: slow_words(out, "hard"), "mlm_distill": lambda out: slow_words(out, "soft") - slow_words(out, "hard"),
         "gcl": slow_gcl, "m2": slow_m2, "clip": slow_clip, "siglip": slow_siglip, "ssl": slow_ssl,
         "misalignment": slow_misalignment}
 
@@ -122,5 +145,5 @@ def test_every_term_equals_a_slow_formula(method):
     assert live
     for name in live:
         composed, _, term = name.rpartition("/")
-        of_method = out[composed] if composed else out
+        of_method = {**(out[composed] if composed else out), "memory": memory}
         np.testing.assert_allclose(float(objective.terms[name](out)), SLOW[term](of_method), rtol=2e-4, err_msg=name)

@@ -15,7 +15,7 @@ VIT = dict(name="vit", width=16, depth=2, num_heads=2, mlp_dim=32, patch_size=4,
 LOOSE = {"dchmt": 1e-4}   # its losses have square roots of distances that are nearly zero at the start
 SLOW = ("slip", "m2mix", "dchmt", "dsph", "mcd+gcl")   # to compile: their first case runs in make test-all
 EXTRA = {"mcd": dict(distill=0.5, clip_augmented=0.5), "gcl": dict(separate_image=0.5, separate_text=0.5, clip=0.5),
-         "m2mix": dict(m2=0.5, v=0.5, l=0.5, vl=0.5), "ahlr": dict(balance=0.5),
+         "albef": dict(itc_distill=0.5, mlm_distill=0.5), "m2mix": dict(m2=0.5, v=0.5, l=0.5, vl=0.5), "ahlr": dict(balance=0.5),
          "mcd+gcl": {"mcd/distill": 0.5}}   # every term that a mesh could break
 
 

@@ -77,6 +77,7 @@ class Imported(NamedTuple):
     view: View
     left_out: list
     origin: str
+    objective: object = None   # config.objective of a model that is more than two towers, whose parameters `params` has too
 
 
 # ---- a run of ours ---------------------------------------------------------------------------------------------------------------
@@ -190,7 +191,7 @@ def resized(imported, image_size):
     inputs = {**imported.inputs, "image_size": image_size}
     want, params = tables.flat(abstract(imported.model, inputs)), tables.flat(imported.params)
     for path, shape in want.items():
-        if params[path].shape != shape.shape:
+        if path in params and params[path].shape != shape.shape:
             params[path] = interpolated(params[path], shape.shape[0])
     return imported._replace(inputs=inputs, params=tables.nested(params))
 
@@ -240,9 +241,9 @@ def write_workdir(imported, workdir):
 def config_of(imported):
     """The ConfigDict of an imported model."""
     config = config_lib.default()
-    config.steps, config.batch_size = "1 step", jax.device_count()
+    config.steps, config.batch_size = "1 step", jax.device_count() * (2 if imported.objective else 1)   # negatives need two rows
     name = "siglip" if imported.model.get("logit_bias") is not None else "clip"
-    config.objective = config_lib.objective(name)
+    config.objective = imported.objective or config_lib.objective(name)
     config.model = ConfigDict(imported.model)
     config.data.source = dict(name="emoji", split="test", captions=("label",), languages=("en",))
     config.data.views = dict(image=imported.view.pipe(imported.inputs["image_size"]),
@@ -256,7 +257,9 @@ def scanned(imported):
     """`imported` for towers with scan=True: the same arrays, stacked."""
     model, params = dict(imported.model), dict(imported.params)
     for kind in ("image", "text"):
-        if model[kind]["name"] in ("vit", "text"):
+        if model[kind]["name"] in ("vit", "text", "bert"):
             model[kind] = {**model[kind], "scan": True}
             params[kind] = tables.stacked(params[kind])
+    if model["text"].get("scan") and "fusion" in params:   # layers that continue the text tower
+        params["fusion"] = tables.stacked(params["fusion"])
     return imported._replace(model=model, params=params)

@@ -25,7 +25,7 @@ def take(x, chosen):
 
 
 def loss(logits):
-    """Mean cross-entropy, () float32, nats, of logits (B, 1 + n, 2): the first of a row's pairs matches (class 1), the others don't.
+    """Mean cross-entropy, () float32, nats, of logits (B, 1 + n, 2): a row's first pair matches (class 1), the others don't.
 
     Source: Li et al. 2021 (ALBEF), equation 4.
     """

@@ -1,4 +1,4 @@
-"""Masked language modelling (Devlin et al. 2018, section 3.1), with a teacher's soft targets (Li et al. 2021, ALBEF, equation 7)."""
+"""Masked language modelling (Devlin et al. 2018, section 3.1), with a teacher's soft targets (Li et al. 2021, equation 7)."""
 import jax
 import jax.numpy as jnp
 

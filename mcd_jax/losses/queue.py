@@ -1,8 +1,8 @@
 """A contrastive loss whose keys are a teacher's: those of the batch and a queue of earlier ones, with the teacher's soft targets.
 
-A queue is an array (S, B, D): slot s holds the B rows of one step, and the next step overwrites the oldest slot. With its batch axis
-split over the devices it is one global queue on every topology. Keys are ordered row by row, a row's own key and then its column of
-the queue, so they stay on the device that holds the row; which key comes where changes no sum.
+A queue is an array (S, B, D): slot s holds the B rows of one step, and the next step overwrites the oldest slot. With its batch
+axis split over the devices it is one global queue on every topology. Keys are ordered row by row, a row's own key and then its
+column of the queue, so they stay on the device that holds the row; which key comes where changes no sum.
 """
 from typing import Any, NamedTuple
 
@@ -14,7 +14,7 @@ from mcd_jax.losses.ssl import unit
 
 
 class Rows(NamedTuple):
-    """Per row (B,), float32, nats: cross-entropies with its own key and with the teacher's distribution, and KL(teacher | student)."""
+    """Per row (B,), float32, nats: cross-entropies with its own key and the teacher's distribution, and KL(teacher | student)."""
     hard: Any
     soft: Any
     kl: Any

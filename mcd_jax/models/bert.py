@@ -86,7 +86,8 @@ class Bert(nn.Module):
         out = {"embedded": x}
         seen = tokens != self.pad
         x, blocks = layers(
-            x, seen, noise=None if noise is None else noise[:, :self.depth], dropout=self.dropout, depth=self.depth, num_heads=self.num_heads, mlp_dim=self.mlp_dim, act=self.act, eps=self.eps,
+            x, seen, noise=None if noise is None else noise[:, :self.depth], dropout=self.dropout, depth=self.depth,
+            num_heads=self.num_heads, mlp_dim=self.mlp_dim, act=self.act, eps=self.eps,
             dtype=self.dtype, scan=self.scan, remat=self.remat, init=self.is_initializing())
         pooled = x[:, 0] if self.pool == "first" else masked_mean(x, seen)
         return {**out, **blocks, "tokens": x, "pooled": pooled}

@@ -7,9 +7,9 @@ targets of itc and mlm with a share alpha that rises from 0 in the first epoch. 
 which are soft - hard, and its ramp is their `warmup`.
 
 Follows the published code (salesforce/ALBEF at b9727e4) where paper and code differ. The teacher there is averaged with the current
-student before each forward pass; here after each update, which is the same: at step 0 both are equal. So are the queue's slots, which
-are written after the loss. The temperature is a parameter of its own and not a logarithm, as there; `temperature_range` binds it in
-the forward pass (the gradient is that at the bound value), and `config.optimizer.bounds` keeps the parameter itself inside.
+student before each forward pass; here after each update, which is the same: at step 0 both are equal. The queue is written after
+the loss. The temperature is a parameter of its own and not a logarithm, as there; `temperature_range` binds it in the forward pass
+(the gradient is that at the bound value), and `config.optimizer.bounds` keeps the parameter itself inside.
 
 In-batch keys and negatives come from groups of config.group_size rows: with 64 this is what eight processes of 64 rows compute.
 """
@@ -45,7 +45,7 @@ class Options(NamedTuple):
 
 WEIGHTS = {"itc": 1.0, "itm": 1.0, "mlm": 1.0, "itc_distill": 0.4, "mlm_distill": 0.4}
 WARMUP = {"itc_distill": "1 epoch", "mlm_distill": "1 epoch"}
-AVERAGED = ("image", "text", "fusion", "mlm")   # parts of params that the teacher has: neither the matching head nor the temperature
+AVERAGED = ("image", "text", "fusion", "mlm")   # what the teacher has of params: neither matching head nor temperature
 MASKED, CHOSEN = "text/masked", "text/chosen"   # batch keys that are drawn
 
 
@@ -203,7 +203,7 @@ def make(config):
 
 
 def image_states(encoded):
-    """What the fusion layers read of an image, (b, 1 + N, W): the pooled vector, a class token in the paper's ViT, and the tokens."""
+    """What the fusion layers read of an image, (b, 1 + N, W): the pooled vector (of a ViT the class token), then tokens."""
     return jnp.concatenate([encoded["pooled"][:, None], encoded["tokens"]], axis=1)
 
 
@@ -257,5 +257,5 @@ def _check(opts, config, tower):
     ids = tower.vocab_size + tower.spare_ids
     if pair.live(config, "mlm", "mlm_distill") and not 0 <= opts.mask_id < ids:
         raise ValueError(
-            f"config.objective.mask_id={opts.mask_id} must be the id of [MASK], one of the {ids} ids of the text tower. A tokenizer "
-            f"without one: set config.model.text.spare_ids=1 and mask_id={tower.vocab_size}, the first id beyond its vocabulary")
+            f"config.objective.mask_id={opts.mask_id} must be the id of [MASK], one of the {ids} ids of the text tower. A "
+            f"tokenizer without one: set config.model.text.spare_ids=1 and mask_id={tower.vocab_size}, the first id beyond its words")
