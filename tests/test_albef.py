@@ -69,7 +69,7 @@ def test_what_decays_and_what_is_bound():
     assert not moves(of_image["ln_post"]["scale"]) and not moves(of_image["proj"]["bias"]) and float(updates["temperature"]) < 0
     for pull, end in ((-5.0, 0.5), (5.0, 0.001)):
         updates, _ = tx.update({**grads, "temperature": jnp.float32(pull)}, state, params)
-        assert float(params["temperature"] + updates["temperature"]) == pytest.approx(end)
+        assert float(params["temperature"] + updates["temperature"]) == pytest.approx(end, abs=1e-6)
 
 
 # ---- the step --------------------------------------------------------------------------------------------------------------------
@@ -298,13 +298,14 @@ def test_matching_is_learned_where_image_and_text_agree():
 def test_padding_and_the_other_modality_matter_where_they_should():
     """Fused scores depend on the image and not on padding; the states of a text do on neither."""
     objective, _, _, state, batch = tiny.build("albef")
-    states, match = (jax.jit(lambda batch, head=objective.heads[name]: head(state.params, state.memory, batch))
+    params = jax.tree.map(lambda x: 5 * x, state.params)   # at the start a fused text hardly depends on the image
+    states, match = (jax.jit(lambda batch, head=objective.heads[name]: head(params, state.memory, batch))
                      for name in ("states", "match"))
     text = batch["text"].at[:, 3:].set(jnp.asarray([tiny.EOT, 0, 0])[None])
     two = {"image": batch["image"][:2], "text": text[:2]}
     score = match(two)["score"]
     np.testing.assert_allclose(match({**two, "text": text[:2, :4]})["score"], score, atol=1e-5)
-    assert float(jnp.max(jnp.abs(match({**two, "image": two["image"][::-1]})["score"] - score))) > 1e-5
+    assert float(jnp.max(jnp.abs(match({**two, "image": two["image"][::-1]})["score"] - score))) > 1e-3
     np.testing.assert_allclose(states(two)["text_states"][:, :4], states({"text": text[:2, :4]})["text_states"], atol=1e-5)
 
 

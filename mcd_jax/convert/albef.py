@@ -2,8 +2,8 @@
 
 A file holds {"model": {...}} or the arrays themselves: `visual_encoder.*`, `text_encoder.bert.*`, `text_encoder.cls.*`, the two
 projections, `itm_head` and `temp`. Sizes follow from the arrays; heads have 64 numbers each, as in ViT-B and BERT-base. The
-momentum copies (`*_m.*`) and the queues are left out: a new run's teacher starts from the loaded weights, and its queue anew. The tokenizer
-is BERT's (uncased), which the file doesn't have: give its tokenizer.json.
+momentum copies (`*_m.*`) and the queues are left out: a new run's teacher starts from the loaded weights, and its queue anew. The
+tokenizer is BERT's (uncased), which the file doesn't have: give its tokenizer.json.
 """
 import pathlib
 import re

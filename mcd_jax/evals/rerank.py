@@ -8,9 +8,9 @@ An instance of `config.evals.rerank` has the keys of `evals/retrieval.py`, and
   states    its head that encodes an image or a text for that once ("states"): "image" -> "image_states", "text" -> "text_states"
 
 A query's first k candidates are ordered by their score alone, the others follow by cosine. Figures are those of retrieval, beside
-the same of the first stage ("first/..."), the share of queries whose match is among the k ("within_k"), and the cost of both stages:
-"first/seconds" (embedding everything and the cosines), "second/seconds" (states and scores), "second/pairs" scored. States are kept
-in memory: "second/bytes". Ties count against a query, as in retrieval.
+the same of the first stage ("first/..."), the share of queries whose match is among the k ("within_k"), and the cost of both
+stages: "first/seconds" (embedding everything and the cosines), "second/seconds" (states and scores), "second/pairs" scored. States
+are kept in memory: "second/bytes". Ties count against a query, as in retrieval.
 """
 import itertools
 import time

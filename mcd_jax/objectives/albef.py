@@ -258,4 +258,4 @@ def _check(opts, config, tower):
     if pair.live(config, "mlm", "mlm_distill") and not 0 <= opts.mask_id < ids:
         raise ValueError(
             f"config.objective.mask_id={opts.mask_id} must be the id of [MASK], one of the {ids} ids of the text tower. A "
-            f"tokenizer without one: set config.model.text.spare_ids=1 and mask_id={tower.vocab_size}, the first id beyond its words")
+            f"tokenizer without one: set config.model.text.spare_ids=1 and mask_id={tower.vocab_size}, the first id beyond it")

@@ -1,9 +1,9 @@
 """ALBEF's checkpoint layout: random weights under the published names give the same features, matching and word logits in PyTorch.
 
 Names: salesforce/ALBEF at b9727e43c3040491774d1b22cc27718aa7772fac, models/model_pretrain.py (visual_encoder, text_encoder,
-vision_proj, text_proj, temp, itm_head, the same with _m, image_queue, text_queue, queue_ptr), models/xbert.py (BertForMaskedLM: bert,
-cls.predictions; layers from fusion_layer on have crossattention) and models/vit.py (patch_embed.proj, cls_token, pos_embed, blocks,
-norm). The forward pass below is written from them with torch.nn.functional.
+vision_proj, text_proj, temp, itm_head, the same with _m, image_queue, text_queue, queue_ptr), models/xbert.py (BertForMaskedLM:
+bert, cls.predictions; layers from fusion_layer on have crossattention) and models/vit.py (patch_embed.proj, cls_token, pos_embed,
+blocks, norm). The forward pass below is written from them with torch.nn.functional.
 """
 import jax
 import jax.numpy as jnp
@@ -27,12 +27,13 @@ def shapes():
     norm = lambda name, width: {f"{name}.weight": (width,), f"{name}.bias": (width,)}
     found = {"visual_encoder.patch_embed.proj.weight": (V, 3, PATCH, PATCH), "visual_encoder.patch_embed.proj.bias": (V,),
              "visual_encoder.cls_token": (1, 1, V), "visual_encoder.pos_embed": (1, 1 + (SIZE // PATCH) ** 2, V),
-             **norm("visual_encoder.norm", V), **linear("vision_proj", D, V), **linear("text_proj", D, W), **linear("itm_head", 2, W),
-             "temp": ()}
+             **norm("visual_encoder.norm", V), **linear("vision_proj", D, V), **linear("text_proj", D, W),
+             **linear("itm_head", 2, W), "temp": ()}
     for i in range(2):
         block = f"visual_encoder.blocks.{i}"
         found |= {**norm(f"{block}.norm1", V), **norm(f"{block}.norm2", V), **linear(f"{block}.attn.qkv", 3 * V, V),
-                  **linear(f"{block}.attn.proj", V, V), **linear(f"{block}.mlp.fc1", 2 * V, V), **linear(f"{block}.mlp.fc2", V, 2 * V)}
+                  **linear(f"{block}.attn.proj", V, V), **linear(f"{block}.mlp.fc1", 2 * V, V),
+                  **linear(f"{block}.mlp.fc2", V, 2 * V)}
     bert = "text_encoder.bert"
     found |= {f"{bert}.embeddings.{kind}_embeddings.weight": (rows, W) for kind, rows in (
         ("word", VOCAB), ("position", POSITIONS), ("token_type", 2))} | norm(f"{bert}.embeddings.LayerNorm", W)
