@@ -51,7 +51,7 @@ def make_embed(objective, read="params", batch_size=256, place=None, held=None, 
       ("image", "text": unit; "image_raw", "text_raw") to (n, D) float32 numpy arrays, of the modalities in the batch. With `held`
       it has the attributes held, batch_size and exchange: a batch of at most `batch_size` rows of which each process has filled
       its own -> the whole, in every process. gives(state, batch) -> the head's keys for such a batch, a set; nothing is compiled.
-      heads: the names of all of the objective's heads; head(name) -> such a function of another one, ValueError where there is none.
+      heads: the names of all of the objective's heads; head(name) -> such a function of another one, else ValueError.
     """
     head = jax.jit(_together(objective, heads))  # the same function again shares what is compiled
 

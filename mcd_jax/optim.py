@@ -3,8 +3,8 @@
 Keys, all optional. Lists are (regex, value) pairs: the first whole match wins, all parameters must match.
   optimizers       pairs (or one dict for all) with dict(name=, ...) as in OPTIMIZERS below
   lr               peak learning rate, of every optimizer
-  schedule         pairs (or one dict) with dict(name="cosine", ...) as mcd_jax.schedule has them, or None: frozen, which never moves
-                   and has no moments
+  schedule         pairs (or one dict) with dict(name="cosine", ...) as mcd_jax.schedule has them, or None: frozen,
+                   which never moves and has no moments
   lr_mults         pairs of regex and factor on the learning rate, decay included; empty: 1 everywhere
   weight_decay     decoupled (AdamW): lr * weight_decay * parameter is subtracted, whatever the optimizer
   decay_mask       pairs of regex and True, False or a factor; empty: tensors of 2 or more dimensions, but no
