@@ -53,7 +53,7 @@ def default():
     config.evals = ConfigDict()     # module -> instance -> settings; `every` (a duration) and `read` fit all
     config.checkpoint = dict(every="10 percent", keep=2, best="")
     config.mesh = dict(slice=1, data=-1, fsdp=1, tensor=1, expert=1)
-    config.sharding = ((".*", "fsdp"),)   # regex over parameter paths -> how to place them; first match wins
+    config.sharding = ((".*/experts/.*", "expert"), (".*", "fsdp"))   # regex over parameter paths -> placement; first match wins
     config.log_every = 10
     config.profile_steps = ()       # (first, last): a profiler trace of these steps
     config.tensorboard = True

@@ -74,6 +74,15 @@ def ambient_batch_axes():
     return axes, math.prod(mesh.shape[axis] for axis in axes)
 
 
+def held_spec(path, axes):
+    """How a parameter lies while it is used, of the batch axes `axes`: experts (below a key "experts") stay where they are.
+
+    path: key path of `jax.tree_util`. Everything else is whole on every device then.
+    """
+    parted = "expert" in axes and any(getattr(key, "key", None) == "experts" for key in path)
+    return PartitionSpec("expert") if parted else PartitionSpec()
+
+
 def batch_sharding(mesh):
     """Sharding of arrays whose first axis is the global batch."""
     return NamedSharding(mesh, PartitionSpec(BATCH_AXES))
@@ -128,6 +137,7 @@ def spec(rule, shape, mesh, path=""):
 
     Args:
       rule: "replicate"; "fsdp": the largest dimension that the axis fsdp divides is split over it, if there is one;
+        "expert": the first dimension, which counts experts, over the axis expert, and of the others one as by "fsdp";
         or a tuple that names None, an axis or a tuple of axes for each leading dimension.
 
     Raises:
@@ -141,8 +151,10 @@ def spec(rule, shape, mesh, path=""):
         best = max(fitting, key=lambda i: shape[i], default=None)
         return PartitionSpec() if best is None else PartitionSpec(*[None] * best, "fsdp")
     where = f"config.sharding: {rule!r} for {path} {tuple(shape)}"
+    if rule == "expert":
+        rule = ("expert", *spec("fsdp", shape[1:], mesh))
     if not isinstance(rule, (tuple, list)):
-        raise ValueError(f"{where} must be 'replicate', 'fsdp' or a tuple of axes and None")
+        raise ValueError(f"{where} must be 'replicate', 'fsdp', 'expert' or a tuple of axes and None")
     if len(rule) > len(shape):
         raise ValueError(f"{where} names {len(rule)} dimensions of {len(shape)}")
     entries = []

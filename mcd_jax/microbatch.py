@@ -23,7 +23,7 @@ def microbatched(f, k, group_size=1):
 
     k = 1 is one plain call. Else a loop over the slices stores only what f returns, and what it named KEPT where the
     gradient needs it, and recomputes the rest (`jax.checkpoint`): GradCache (Gao et al. 2021) for any loss. Under an
-    ambient mesh (`jax.set_mesh`) each device loops over its own rows; parameters and memory are gathered and cast to
+    ambient mesh (`jax.set_mesh`) each device loops over its own rows; parameters and memory are gathered (`mesh.held_spec`: but experts) and cast to
     device-varying before the loop, so that their gradients are summed over devices once, after it.
 
     Raises:
@@ -43,7 +43,10 @@ def microbatched(f, k, group_size=1):
         return _each(out, lambda x: x.reshape(-1, *x.shape[2:]), lambda x: jnp.sum(x, axis=0))
 
     def local(axes, params, memory, rows, keys):
-        varying = jax.tree.map(lambda x: jax.lax.pcast(x, axes, to="varying"), (params, memory))
+        def vary(path, x):
+            others = tuple(axis for axis in axes if axis not in mesh_lib.held_spec(path, axes))
+            return jax.lax.pcast(x, others, to="varying") if others else x
+        varying = jax.tree_util.tree_map_with_path(vary, (params, memory))
         return _each(loop(*varying, rows, keys), sums=lambda x: jax.lax.psum(x, axes))
 
     def sliced(params, memory, rows, key=None):
@@ -56,7 +59,8 @@ def microbatched(f, k, group_size=1):
         if devices == 1:
             return loop(params, memory, rows, keys)
         split, one = PartitionSpec(axes), PartitionSpec()
-        return jax.shard_map(partial(local, axes), in_specs=(one, one, split, split), axis_names=set(axes),
+        held = jax.tree_util.tree_map_with_path(lambda path, _: mesh_lib.held_spec(path, axes), (params, memory))
+        return jax.shard_map(partial(local, axes), in_specs=(*held, split, split), axis_names=set(axes),
                              out_specs={"rows": split, "sums": one})(params, memory, rows, keys)
     return sliced
 

@@ -25,26 +25,27 @@ def gather_params(params, dtype):
 
     Called inside the layer, and inside what is rematerialised: one layer at a time is whole, and travels in the compute dtype. Its
     gradient goes back to the pieces as a sum that is scattered, where a plain constraint would make every device hold all of it.
-    Without an axis fsdp, under tensor parallelism, or inside a `shard_map`, it is `params` itself.
+    Without an axis fsdp, under tensor parallelism, or inside a `shard_map`, it is `params` itself. Experts stay on their devices.
     """
     mesh = jax.sharding.get_abstract_mesh()
     axes, _ = mesh_lib.ambient_batch_axes()
     if "fsdp" not in axes or mesh.shape["tensor"] > 1:
         return params
 
-    def gather(x):
-        spec = mesh_lib.spec("fsdp", x.shape, mesh)
-        return x if spec == PartitionSpec() else _gather(x, spec, dtype if x.ndim > 1 else x.dtype)
-    return jax.tree.map(gather, params)
+    def gather(path, x):
+        whole = mesh_lib.held_spec(path, axes)
+        spec = mesh_lib.spec("expert" if whole else "fsdp", x.shape, mesh)
+        return x if spec == whole else _gather(x, spec, whole, dtype if x.ndim > 1 else x.dtype)
+    return jax.tree_util.tree_map_with_path(gather, params)
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(1, 2))
-def _gather(x, spec, dtype):
-    return jax.lax.with_sharding_constraint(x.astype(dtype), PartitionSpec())
+@partial(jax.custom_vjp, nondiff_argnums=(1, 2, 3))
+def _gather(x, spec, whole, dtype):
+    return jax.lax.with_sharding_constraint(x.astype(dtype), whole)
 
 
-def _gather_backward(spec, dtype, _, gradient):
+def _gather_backward(spec, whole, dtype, _, gradient):
     return (jax.lax.with_sharding_constraint(gradient, spec).astype("float32"),)
 
 
-_gather.defvjp(lambda x, spec, dtype: (_gather(x, spec, dtype), None), _gather_backward)
+_gather.defvjp(lambda x, spec, whole, dtype: (_gather(x, spec, whole, dtype), None), _gather_backward)
