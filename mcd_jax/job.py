@@ -52,7 +52,7 @@ def build(config, bad_examples=None, devices=None):
 
     # ---- mesh and data ---------------------------------------------------------------------------------------------------------
     mesh = mesh_lib.make(config.mesh, devices)
-    mesh_lib.check_batch(size, mesh, config.microbatches, config.group_size)
+    mesh_lib.check_batch(size, mesh, config.microbatches, pair.group_size(config))
     held = mesh_lib.local_rows(size, mesh) if devices is None else [0]
     pipeline = pipeline_lib.make(config.data, config.seed, size, rows=held, bad_log=bad_examples)
     rows = mesh_lib.batch_sharding(mesh)
@@ -143,7 +143,7 @@ def model_flops(config, tx, weights, state, batch):
     """FLOPs of one step over the global batch, without what microbatching and rematerialisation compute twice."""
     config = ConfigDict(config.to_dict())
     config.microbatches = 1
-    for tower in (config.model[name] for name in ("image", "text") if "remat" in config.model[name]):
+    for tower in (config.model[name] for name in ("image", "text", "shared") if "remat" in config.model.get(name, {})):
         tower.remat = "none"
     objective = objective_of(config)
     memory = {k: v for k, v in state.memory.items() if k != "ema" or not config.ema}

@@ -23,8 +23,8 @@ def microbatched(f, k, group_size=1):
 
     k = 1 is one plain call. Else a loop over the slices stores only what f returns, and what it named KEPT where the
     gradient needs it, and recomputes the rest (`jax.checkpoint`): GradCache (Gao et al. 2021) for any loss. Under an
-    ambient mesh (`jax.set_mesh`) each device loops over its own rows; parameters and memory are gathered (`mesh.held_spec`: but experts) and cast to
-    device-varying before the loop, so that their gradients are summed over devices once, after it.
+    ambient mesh (`jax.set_mesh`) each device loops over its own rows; parameters and memory are gathered, but for experts
+    (`mesh.held_spec`), and cast to device-varying before the loop, so that their gradients are summed over devices once, after it.
 
     Raises:
       ValueError: the rows of a device do not divide into k slices of whole groups.

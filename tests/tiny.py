@@ -10,16 +10,18 @@ from mcd_jax import job, load, optim
 from mcd_jax import step as step_lib
 
 SIZE, CONTEXT, VOCAB, EOT, BATCH = 16, 6, 32, 2, 8
-METHODS = ("clip", "siglip", "slip", "mcd", "gcl", "m2mix", "albef", "vl_sae", "ahlr", "dchmt", "dsph", "mcd+gcl")   # "+": composed
+METHODS = ("clip", "siglip", "slip", "mcd", "gcl", "m2mix", "albef", "vl_sae", "ahlr", "dchmt", "dsph", "mcd+gcl", "limoe",
+           "mcd+limoe")   # "+": composed
 MOST = [pytest.param(name, marks=pytest.mark.full if name in ("dchmt", "dsph") else ()) for name in METHODS]   # for slow tests
 LOCKED = {"vl_sae": ("image", "image/proj", "text", "text/proj")}   # methods over frozen towers
 SMALL = {"vl_sae": dict(k=8, ratio=4), "slip": dict(hidden=16, out_dim=8), "mcd": dict(ssl_hidden=16, ssl_dim=8),
          "m2mix": dict(temperature=0.0, m2_learned=True),
          "albef": dict(mask_id=VOCAB, mask_rate=0.4, queue=2 * BATCH, fusion_layers=1),
-         "ahlr": dict(bits=16), "dchmt": dict(bits=16), "dsph": dict(bits=16, threshold=0.1)}
+         "ahlr": dict(bits=16), "dchmt": dict(bits=16), "dsph": dict(bits=16, threshold=0.1), "limoe": dict(least_image=3.0, least_text=4.0)}
 IMAGE = dict(name="resnet", widths=(8, 8), depths=(1, 1), stem_patch=4, mask_patch=4, norm="layer")
 TEXT = dict(name="text", width=8, depth=1, num_heads=2, mlp_dim=16)
 TEXTS = {"albef": dict(name="bert", width=8, depth=1, num_heads=2, mlp_dim=16, spare_ids=1)}
+SHARED = dict(width=8, depth=2, num_heads=2, mlp_dim=16, patch_size=8, experts=dict(num=4, group_size=1))   # of limoe
 
 
 def config(method, **changes):
@@ -32,7 +34,8 @@ def config(method, **changes):
         result.objective = config_lib.objective(tuple(method.split("+")), **own)
     else:
         result.objective = config_lib.objective(method, **{**SMALL.get(method, {}), **changes})
-    result.model = dict(image=IMAGE, text=TEXTS.get(method, TEXT), embed_dim=8, logit_bias=-10.0 if "siglip" in method else None)
+    towers = dict(shared=SHARED) if "limoe" in method else dict(image=IMAGE, text=TEXTS.get(method, TEXT))
+    result.model = dict(**towers, embed_dim=8, logit_bias=-10.0 if "siglip" in method else None)
     if method in LOCKED:
         result.model.locked = LOCKED[method]
     result.model.inputs = dict(vocab_size=VOCAB, context=CONTEXT, eot=EOT, image_size=SIZE)

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 
 from mcd_jax.models import moe
 from mcd_jax.models.constrain import gather_params, shard_batch
-from mcd_jax.models.transformer import REMAT, Attention, Mlp
+from mcd_jax.models.transformer import REMAT, Attention, Mlp, run_blocks
 
 
 class MixedBlock(nn.Module):
@@ -69,3 +69,11 @@ def run_mixed(parts, keys, *, depth, num_heads, mlp_dim, act, eps, dtype, remat,
         if report is not None:
             reports.append(report)
     return parts, {name: jnp.stack([report[name] for report in reports], axis=1) for name in (reports[0] if reports else ())}
+
+
+def run_either(x, keys, *, experts, scan=False, mask=None, gain=None, **options):
+    """`run_blocks` of one sequence, or, with experts, `run_mixed`: (x, {"routing": sums of the row's tokens, (B, layers, ...)})."""
+    if experts is None:
+        return run_blocks(x, scan=scan, mask=mask, gain=gain, **options)
+    (x,), routing = run_mixed((x,), keys, experts=experts, masks=(mask,), **options)
+    return x, {"routing": jax.tree.map(lambda value: value[:, :, 0], routing)}

@@ -22,10 +22,11 @@ from mcd_jax.models.transformer import ACTIVATIONS
 
 
 class Options(NamedTuple):
-    """Of a mixture layer: `config.model.<tower>.experts`."""
+    """Of a mixture layer: `config.model.<tower>.experts`. Confidence in values from memory of LIMoE's is in brackets."""
     num: int = 32                  # experts, E
     k: int = 1                     # experts for each token; gates aren't normalised again
-    capacity: float = 1.05         # places of an expert: this times its fair share of the group's tokens (V-MoE)
+    capacity: float = 1.05         # places of an expert: this times its fair share of the group's tokens (V-MoE's; LIMoE: [low])
+    eval_capacity: float = 0.0     # the same in evaluation; 0: room for every token, so that no row depends on its batch
     group_size: int = 8            # rows whose tokens compete for places; config.group_size, if set, overrides it
     priority: bool = True          # batch priority routing: the surest tokens first (V-MoE, section 4)
     noise: float = 1.0             # router logits get normal noise of standard deviation noise / E in training (V-MoE)
@@ -35,9 +36,36 @@ class Options(NamedTuple):
     layers: tuple = ()             # or of exactly these blocks, the first being 0
 
 
-def capacity(tokens, options):
-    """Places of an expert in a group of so many tokens: V-MoE's, rounded up to a multiple of 4."""
-    places = math.ceil(round(tokens * options.k * options.capacity / options.num, 6))
+def make(where, given, depth, drop_path=0.0, scan=False):
+    """`Options` of config.<where>.experts, a mapping; None without one.
+
+    Args:
+      depth, drop_path, scan: of the tower that the mixtures are in.
+
+    Raises:
+      ValueError: an option that isn't one or is out of range, or a tower that can't have mixtures.
+    """
+    if given is None:
+        return None
+    for key in given:
+        if key not in Options._fields:
+            raise ValueError(f"config.{where}.experts has no key {key!r}; there are {', '.join(Options._fields)}")
+    o = Options(**given)
+    ranges = {"num": o.num >= 1, "k": 1 <= o.k <= o.num, "capacity": o.capacity > 0, "eval_capacity": o.eval_capacity >= 0,
+              "group_size": o.group_size >= 1, "noise": o.noise >= 0, "jitter": 0 <= o.jitter < 1, "dropout": 0 <= o.dropout < 1,
+              "every": o.every >= 1}
+    for key, good in ranges.items():
+        if not good:
+            raise ValueError(f"config.{where}.experts.{key}={getattr(o, key)!r} is out of range: there are {o.num} experts")
+    mixture_layers(o, depth)
+    if drop_path or scan:
+        raise ValueError(f"config.{where}: a tower with experts has unlike blocks: set scan=False and drop_path=0")
+    return o
+
+
+def capacity(tokens, options, factor=None):
+    """Places of an expert in a group of so many tokens: V-MoE's, rounded up to a multiple of 4. factor: or options.capacity."""
+    places = math.ceil(round(tokens * options.k * (factor or options.capacity) / options.num, 6))
     return max(4 * math.ceil(places / 4), 4)
 
 
@@ -146,10 +174,11 @@ class Mixture(nn.Module):
     """In place of an `Mlp`: (B, N, W) tokens of B rows -> the same shape, and what the router did.
 
     Called with `sizes`, how many tokens of a row belong to each of M modalities in turn (they add up to N), and `keys`, a typed key
-    for each group (training: noise, limited places), or None (evaluation: no noise, room for all, no groups).
+    for each group in training. In evaluation (None) there is no noise and, unless options.eval_capacity limits it, room for all.
 
     The second result is a dict of float32 sums over the tokens of each row and modality: "probability" and "chosen" (B, M, E),
-    "win" (B, M, E; training with noise), "entropy", "squared_lse", "kept" (B, M).
+    "win" (B, M, E; training with noise), "entropy", "squared_lse", "kept" (B, M). In evaluation the collection "routes", if it is
+    mutable, gets "expert" int32, "gate" float32 and "kept" bool of each token, (B, N, k).
     """
     options: Options
     hidden: int
@@ -164,32 +193,53 @@ class Mixture(nn.Module):
         kernel = self.param("router", nn.initializers.normal(width ** -0.5), (width, o.num))
         experts = _Experts(o.num, self.hidden, width, self.out_std, name="experts")()
         experts = jax.tree.map(lambda leaf: leaf.astype(self.dtype), experts)
-        if keys is None:
+        rows = lambda a: a.reshape(batch, count, *a.shape[2:])
+        if keys is None and not o.eval_capacity:
             logits = _logits(x, kernel)
             gates = jax.nn.softmax(logits)
             gate, expert = jax.lax.top_k(gates, o.k)
-            sums = _sums(logits, gates, expert, jnp.ones_like(gate), sizes)
-            return apply_dropless(experts, x, gate, expert, o.num, self.act), sums
-        if batch % len(keys):
-            raise ValueError(f"{batch} rows can't be cut into {len(keys)} groups")
-        grouped = x.reshape(len(keys), -1, width)
-        draw = lambda number, sample: jax.vmap(lambda key: sample(jax.random.fold_in(key, number)))(keys)
-        seen = grouped
-        if o.jitter:
-            seen = seen * draw(0, lambda key: jax.random.uniform(key, seen.shape[1:], x.dtype, 1 - o.jitter, 1 + o.jitter))
-        logits = noisy = _logits(seen, kernel)
-        if o.noise:
-            noisy = logits + o.noise / o.num * draw(1, lambda key: jax.random.normal(key, logits.shape[1:]))
-        size = capacity(grouped.shape[1], o)
+            kept = jnp.ones(gate.shape, bool)
+            self._note(expert, gate, kept)
+            return apply_dropless(experts, x, gate, expert, o.num, self.act), _sums(logits, gates, expert, kept, sizes)
+        groups = _groups(batch, o.group_size) if keys is None else len(keys)
+        if batch % groups:
+            raise ValueError(f"{batch} rows can't be cut into {groups} groups")
+        grouped = x.reshape(groups, -1, width)
+        size = capacity(grouped.shape[1], o, None if keys is not None else o.eval_capacity)
+        logits, noisy = _noisy(grouped, kernel, keys, o)
         gate, expert, place = jax.vmap(partial(places, k=o.k, size=size, priority=o.priority))(jax.nn.softmax(noisy))
         y = apply_experts(experts, grouped, gate, place, o.num, size, self.act)
-        if o.dropout:
-            keep = draw(2, lambda key: jax.random.bernoulli(key, 1 - o.dropout, y.shape[1:]))
+        if o.dropout and keys is not None:
+            keep = _draw(keys, 2, lambda key: jax.random.bernoulli(key, 1 - o.dropout, y.shape[1:]))
             y = jnp.where(keep, y / (1 - o.dropout), 0)
-        rows = lambda a: a.reshape(batch, count, *a.shape[2:])
         kept = rows(place) < o.num * size
-        win = rows(routing.win(logits, noisy, o.noise / o.num, o.k)) if o.noise else None
+        if keys is None:
+            self._note(rows(expert), rows(gate), kept)
+        win = rows(routing.win(logits, noisy, o.noise / o.num, o.k)) if o.noise and keys is not None else None
         return y.reshape(x.shape), _sums(rows(logits), jax.nn.softmax(rows(logits)), rows(expert), kept, sizes, win)
+
+    def _note(self, expert, gate, kept):
+        for name, value in (("expert", expert), ("gate", gate), ("kept", kept)):
+            self.sow("routes", name, value, reduce_fn=lambda _, new: new)
+
+
+def _groups(batch, size):
+    """Groups of an evaluation's batch: of `size` rows, or one of all where they don't divide it."""
+    return 1 if batch % size else batch // size
+
+
+def _draw(keys, number, sample):
+    return jax.vmap(lambda key: sample(jax.random.fold_in(key, number)))(keys)
+
+
+def _noisy(x, kernel, keys, o):
+    """Logits of tokens (G, T, D) before and after noise; in evaluation there is none."""
+    if keys is not None and o.jitter:
+        x = x * _draw(keys, 0, lambda key: jax.random.uniform(key, x.shape[1:], x.dtype, 1 - o.jitter, 1 + o.jitter))
+    logits = _logits(x, kernel)
+    if keys is None or not o.noise:
+        return logits, logits
+    return logits, logits + o.noise / o.num * _draw(keys, 1, lambda key: jax.random.normal(key, logits.shape[1:]))
 
 
 class _Experts(nn.Module):

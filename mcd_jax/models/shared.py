@@ -17,20 +17,14 @@ from mcd_jax.models.vit import cut
 
 
 def make(options, *, image_size, vocab_size, context, eot, dtype, pad=0):
-    """A `Shared` from `config.model.shared` (less its name): a variant such as "B/16", and any field of Shared to override.
+    """A `Shared` from `config.model.shared` (less its proj): a variant such as "B/16", and any field of Shared to override.
 
     Raises:
       ValueError: an option that isn't one, or a size that doesn't fit; the sentence names it.
     """
     options = {**decode_variant(options.get("variant")), **{k: v for k, v in options.items() if k != "variant"}}
     options.setdefault("mlp_dim", 4 * options.get("width", Shared.width))
-    experts = options.pop("experts", None)
-    if experts is not None:
-        unknown = [key for key in experts if key not in moe.Options._fields]
-        if unknown:
-            raise ValueError(f"config.model.shared.experts has no key {unknown[0]!r}; there are {', '.join(moe.Options._fields)}")
-        experts = moe.Options(**experts)
-        moe.mixture_layers(experts, options.get("depth", Shared.depth))
+    experts = moe.make("model.shared", options.pop("experts", None), options.get("depth", Shared.depth))
     tower = transformer.build("model.shared", Shared, options, image_size=image_size, vocab_size=vocab_size, context=context,
                               experts=experts, dtype=dtype, pad=pad)
     transformer.check("model.shared", tower)

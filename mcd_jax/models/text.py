@@ -4,7 +4,7 @@ from typing import Any
 import flax.linen as nn
 import jax.numpy as jnp
 
-from mcd_jax.models import transformer
+from mcd_jax.models import mixed, moe, transformer
 from mcd_jax.models.heads import AttentionPool, masked_mean
 from mcd_jax.models.variants import text_variant
 
@@ -19,7 +19,10 @@ def make(options, *, vocab_size, context, eot, dtype, pad=0):
     """
     options = {**text_variant(options.get("variant")), **{k: v for k, v in options.items() if k != "variant"}}
     options.setdefault("mlp_dim", 4 * options.get("width", Text.width))
-    text = transformer.build("model.text", Text, options, vocab_size=vocab_size, context=context, eot=eot, pad=pad, dtype=dtype)
+    experts = moe.make("model.text", options.pop("experts", None), options.get("depth", Text.depth),
+                       options.get("drop_path", 0.0), options.get("scan", False))
+    text = transformer.build("model.text", Text, options, vocab_size=vocab_size, context=context, eot=eot, pad=pad, experts=experts,
+                             dtype=dtype)
     transformer.check("model.text", text, least_depth=0 if text.pool in ("mean", "map") and not text.scan else 1)
     transformer.choose("model.text", "pool", text.pool, ("eot", "last", "first", "class", "mean", "map"))
     if text.causal and text.pool in ("first", "class"):
@@ -39,6 +42,7 @@ class Text(nn.Module):
 
     `image` puts P vectors after the first token (the class token, where there is one), for a tower that reads both: a dict of
     "tokens" (B, P, W) and "position" (P, W), rows that follow the table of positions; a token's position is where it stands then.
+    With experts there is "routing" in place of "block_i", see `moe.Mixture`, and keys make it a training's.
     """
     vocab_size: int
     context: int
@@ -56,6 +60,7 @@ class Text(nn.Module):
     drop_path: float = 0.0
     scan: bool = False
     remat: str = "none"
+    experts: Any = None          # moe.Options: some blocks have a mixture of experts in place of their MLP (V-MoE)
     dtype: Any = jnp.float32
 
     @property
@@ -63,7 +68,7 @@ class Text(nn.Module):
         return self.depth if self.drop_path else 0
 
     @nn.compact
-    def __call__(self, tokens, path_noise=None, image=None):
+    def __call__(self, tokens, path_noise=None, image=None, keys=None):
         if tokens.shape[1] > self.context:
             raise ValueError(f"text has {tokens.shape[1]} tokens and the tower was built for {self.context}: "
                              f"tokenize({self.context}) fits")
@@ -85,9 +90,9 @@ class Text(nn.Module):
         if prefix:
             token = self.param("class_token", nn.initializers.normal(0.02), (self.width,)).astype(self.dtype)
             x = jnp.concatenate([jnp.broadcast_to(token[None, None], (x.shape[0], 1, self.width)), x], axis=1)
-        x, blocks = transformer.run_blocks(
-            x, depth=self.depth, num_heads=self.num_heads, mlp_dim=self.mlp_dim, act=self.act, eps=self.eps, dtype=self.dtype,
-            scan=self.scan, remat=self.remat, mask=self._mask(seen, prefix),
+        x, blocks = mixed.run_either(
+            x, keys, experts=self.experts, depth=self.depth, num_heads=self.num_heads, mlp_dim=self.mlp_dim, act=self.act,
+            eps=self.eps, dtype=self.dtype, scan=self.scan, remat=self.remat, mask=self._mask(seen, prefix),
             gain=transformer.path_gain(path_noise, self.drop_path, self.depth), init=self.is_initializing())
         x = nn.LayerNorm(epsilon=self.eps, dtype=self.dtype, name="ln_final")(x)
         out.update(blocks, tokens=x[:, prefix:])

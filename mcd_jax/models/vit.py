@@ -4,7 +4,7 @@ from typing import Any
 import flax.linen as nn
 import jax.numpy as jnp
 
-from mcd_jax.models import transformer
+from mcd_jax.models import mixed, moe, transformer
 from mcd_jax.models.heads import AttentionPool
 from mcd_jax.models.variants import decode_variant
 
@@ -17,7 +17,9 @@ def make(options, *, image_size, dtype):
     """
     options = {**decode_variant(options.get("variant")), **{k: v for k, v in options.items() if k != "variant"}}
     options.setdefault("mlp_dim", 4 * options.get("width", ViT.width))
-    vit = transformer.build("model.image", ViT, options, image_size=image_size, dtype=dtype)
+    experts = moe.make("model.image", options.pop("experts", None), options.get("depth", ViT.depth),
+                       options.get("drop_path", 0.0), options.get("scan", False))
+    vit = transformer.build("model.image", ViT, options, image_size=image_size, experts=experts, dtype=dtype)
     transformer.check("model.image", vit)
     transformer.choose("model.image", "pool", vit.pool, ("class", "mean", "map"))
     transformer.choose("model.image", "position", vit.position, ("learned", "sincos2d"))
@@ -37,7 +39,7 @@ class ViT(nn.Module):
     "patches" are embedded patches with their position, "tokens" come after the last norm; the class token isn't among them, but
     leads each "block_i". With norm_pooled both "tokens" and "pooled" have been through that norm, each by itself. keep_ids int32
     (B, K) keeps those patches only (row-major positions in the grid); path_noise float32 (B, depth), uniform in [0, 1), turns
-    drop path on.
+    drop path on. With experts there is "routing" in place of "block_i", see `moe.Mixture`, and keys make it a training's.
     """
     width: int = 192
     depth: int = 6
@@ -56,6 +58,7 @@ class ViT(nn.Module):
     drop_path: float = 0.0
     scan: bool = False
     remat: str = "none"
+    experts: Any = None          # moe.Options: some blocks have a mixture of experts in place of their MLP (V-MoE)
     dtype: Any = jnp.float32
 
     @property
@@ -75,7 +78,7 @@ class ViT(nn.Module):
         return (size // self.patch_size) ** 2
 
     @nn.compact
-    def __call__(self, pixels, keep_ids=None, path_noise=None):
+    def __call__(self, pixels, keep_ids=None, path_noise=None, keys=None):
         count = self.num_patches(pixels.shape)
         grid = self.image_size // self.patch_size
         patches = cut(pixels, self.patch_size)
@@ -98,10 +101,10 @@ class ViT(nn.Module):
             x = jnp.concatenate([token, x], axis=1)
         if self.ln_pre:
             x = nn.LayerNorm(epsilon=self.eps, dtype=self.dtype, name="ln_pre")(x)
-        x, blocks = transformer.run_blocks(
-            x, depth=self.depth, num_heads=self.num_heads, mlp_dim=self.mlp_dim, act=self.act, eps=self.eps, dtype=self.dtype,
-            scan=self.scan, remat=self.remat, gain=transformer.path_gain(path_noise, self.drop_path, self.depth),
-            init=self.is_initializing())
+        x, blocks = mixed.run_either(
+            x, keys, experts=self.experts, depth=self.depth, num_heads=self.num_heads, mlp_dim=self.mlp_dim, act=self.act,
+            eps=self.eps, dtype=self.dtype, scan=self.scan, remat=self.remat,
+            gain=transformer.path_gain(path_noise, self.drop_path, self.depth), init=self.is_initializing())
         norm = nn.LayerNorm(epsilon=self.eps, dtype=self.dtype, name="ln_post")
         if not self.norm_pooled:
             x = norm(x)

@@ -58,7 +58,8 @@ def make(config):
     towers = pair.towers_of(config)
     if opts.fusion == "tower" and not towers.reads_image:
         raise ValueError(f"config.objective.fusion='tower' needs a text tower that reads an image's tokens: "
-                         f"config.model.text.name={config.model.text.name!r} doesn't, 'text' does")
+                         f"config.model.text.name={config.model.get('text', {}).get('name', 'that of a shared tower')!r} doesn't, "
+                         "'text' does")
     with_fused = pair.live(config, "gcl", *PAIRS)
     separated = [name for name in SEPARATIONS if pair.live(config, name)]
     reader = _reader(config, towers) if opts.fusion == "tower" and with_fused else None

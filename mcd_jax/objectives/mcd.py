@@ -95,7 +95,9 @@ def make(config):
     from_labels = pair.live(config, "misalignment") and opts.scale_source in ("augmentation", "both")
     with_teacher = from_teacher or with_distill
     views = opts.augmented if with_teacher or from_labels or with_ssl or pair.live(config, "clip_augmented") else ()
-    averaged = ("image", "logit_scale") if opts.share_text else ("image", "text", "logit_scale")
+    if opts.share_text and towers.both is not None:
+        raise ValueError("config.objective.share_text=True needs a text tower of its own: config.model.shared is both in one")
+    averaged = [name for name in pair.TOWERS if name != "logit_bias" and not (opts.share_text and name == "text")]
 
     def head_for(params):
         return projector.make(projector.width_of(towers.image, params, (1, size, size, 3)), opts.ssl_hidden, opts.ssl_dim)
@@ -106,11 +108,11 @@ def make(config):
         return {**params, "ssl": head_for(params).init(k_head)} if with_ssl else params
 
     def start(key, params, batch):
-        return {"teacher": {name: jax.tree.map(jnp.copy, params[name]) for name in averaged}}
+        return {"teacher": {name: jax.tree.map(jnp.copy, params[name]) for name in averaged if name in params}}
 
     def remember(memory, params, keep, step):
         update = jax.tree.map(lambda old, new: opts.ema_m * old + (1 - opts.ema_m) * new,
-                              memory["teacher"], {name: params[name] for name in averaged})
+                              memory["teacher"], {name: params[name] for name in memory["teacher"]})
         return {**memory, "teacher": update}
 
     def rows(params, encoded):

@@ -12,10 +12,11 @@ import jax.numpy as jnp
 
 from mcd_jax.losses import contrastive
 from mcd_jax.microbatch import microbatched
+from mcd_jax.models import moe
 from mcd_jax.models import towers as towers_lib
 from mcd_jax.objectives import Objective, nothing, unchanged
 
-TOWERS = ("image", "text", "logit_scale", "logit_bias")   # entries of params that all methods share
+TOWERS = ("shared", "image", "text", "logit_scale", "logit_bias")   # entries of params that all methods share
 
 
 class View(NamedTuple):
@@ -50,7 +51,14 @@ class Parts(NamedTuple):
 def towers_of(config):
     """The `Towers` of a resolved config (`config.model.inputs` holds what the data pipeline decides)."""
     model = config.model.to_dict()
-    return towers_lib.make({k: v for k, v in model.items() if k != "inputs"}, **model["inputs"])
+    return towers_lib.make({k: v for k, v in model.items() if k != "inputs"}, **model["inputs"], group_size=config.group_size)
+
+
+def group_size(config):
+    """Rows that devices and microbatches keep together: config.group_size, or else the groups of the model's experts, or 1."""
+    of_experts = [tower["experts"].get("group_size", moe.Options().group_size)
+                  for tower in (config.model.get(kind) or {} for kind in ("shared", "image", "text")) if tower.get("experts")]
+    return config.group_size or max(of_experts, default=1)
 
 
 def lock(objective, names):
@@ -151,26 +159,51 @@ def encode(config, towers, methods, params, memory, batch, key):
     views = list(dict.fromkeys(view for of_method in own.values() for view in of_method.values()))
     networks = {f"{name}/{n}": (name, fn) for name, parts in methods.items() for n, fn in parts.networks.items()}
 
-    def slice_of(params, memory, rows, _):
+    def slice_of(params, memory, rows, keys):
         def network(view):
             if not view.network:
                 return params
             name, fn = networks[view.network]
             return fn(params, memory[name])
 
-        weights = {view.network: network(view) for view in views}
-        encoded = {view: _apply(towers, view, weights[view.network], rows) for view in views}
+        weights, encoded = {view.network: network(view) for view in views}, {}
+        for number, some in enumerate(_together(towers, views)):
+            drawn = None if keys is None or some[0].network else jax.vmap(jax.random.fold_in, (0, None))(keys, number)
+            encoded |= _apply(towers, some, weights[some[0].network], rows, drawn)
         return {"rows": {name: parts.rows(params, {n: encoded[view] for n, view in own[name].items()})
                          for name, parts in methods.items()}}
 
-    return microbatched(slice_of, config.microbatches)(params, memory, _rows(towers, views, batch, key))["rows"]
+    rows, key, size = _rows(towers, views, batch, key), jax.random.fold_in(key, 2) if towers.experts else None, group_size(config)
+    if key is not None and len(jax.tree.leaves(rows)[0]) % size:
+        raise ValueError(f"{len(jax.tree.leaves(rows)[0])} rows aren't whole groups of {size}, whose tokens compete for experts: "
+                         "set config.group_size")
+    return microbatched(slice_of, config.microbatches, size if towers.experts else 1)(params, memory, rows, key)["rows"]
 
 
-def _apply(towers, view, params, rows):
-    given = {"path_noise": rows.get(_noise(view))}
-    if view.tower == "image":
-        given["keep_ids"] = rows.get(_kept(view))
-    return {**getattr(towers, view.tower)(params, rows[view.key], **given), "input": rows[view.key], **given}
+def _together(towers, views):
+    """Which views a tower sees at once, tuples: in a shared one the first image and the first text of a network, else one each.
+
+    A further view, such as an augmented image, has a pass and a competition for experts by itself.
+    """
+    passes = {}
+    for view in views:
+        first = towers.both is not None and view == next(v for v in views if (v.tower, v.network) == (view.tower, view.network))
+        passes.setdefault(view.network if first else view, []).append(view)
+    return [tuple(sorted(some, key=lambda view: view.tower)) for some in passes.values()]
+
+
+def _apply(towers, views, params, rows, keys=None):
+    """The outputs of the views of one pass, view -> dict; keys of the groups, in training of a network with experts."""
+    given = {view: {"path_noise": rows.get(_noise(view)), **({"keep_ids": rows.get(_kept(view))} if view.tower == "image" else {})}
+             for view in views}
+    if len(views) == 2:
+        image, text = views
+        both = towers.both(params, rows[image.key], rows[text.key], given[image]["keep_ids"], keys)
+        found = {view: both[view.tower] for view in views}
+    else:
+        keys = {"keys": keys} if views[0].tower in towers.experts else {}
+        found = {view: getattr(towers, view.tower)(params, rows[view.key], **given[view], **keys) for view in views}
+    return {view: {**out, "input": rows[view.key], **given[view]} for view, out in found.items()}
 
 
 def _rows(towers, views, batch, key):
@@ -201,7 +234,8 @@ def embed_head(towers, more=nothing):
     `more(params, encoded)` adds to them; encoded: modality -> the tower's outputs and "input".
     """
     def embed(params, memory, batch):
-        encoded = {tower: _apply(towers, View(tower, tower), params, batch) for tower in ("image", "text") if tower in batch}
+        views = {tower: View(tower, tower) for tower in ("image", "text") if tower in batch}
+        encoded = {tower: _apply(towers, (view,), params, batch)[view] for tower, view in views.items()}
         out = {}
         for name, found in encoded.items():
             out |= {name: found["z"], f"{name}_raw": found["raw"]}
