@@ -3,7 +3,7 @@
 python -m mcd_jax.train --config=configs/limoe_emoji.py --workdir=runs/limoe_emoji
 
 Arguments after the colon, all optional, as in --config=configs/limoe_emoji.py:entropy=off,capacity=0.5
-  kind      limoe; dense: the same transformer without experts, trained by CLIP's loss: equal active parameters; collapse: LIMoE whose
+  kind      limoe; dense: the same transformer without experts and CLIP's loss, equal active parameters; collapse: LIMoE whose
             global entropy of texts is rewarded for falling, to see that the metrics show it (routing/text/experts_used goes to 1)
   entropy   on; off: without the local and global terms, only importance, load and z (V-MoE's and ST-MoE's)
   priority  on; off: tokens come to the experts in their order, images first
@@ -14,6 +14,8 @@ Arguments after the colon, all optional, as in --config=configs/limoe_emoji.py:e
 
 36 patches to 12 tokens of text: 3 to 1, as for B/32. Thresholds are the paper's shares of all experts [low to medium].
 """
+import math
+
 from configs import emoji, mcd_emoji, pretrain
 from mcd_jax import config as config_lib
 
@@ -32,7 +34,7 @@ def get_config(arguments=""):
         views["augmented"] = mcd_emoji.AUGMENTED.replace("crop(32", f"crop({emoji.SIZE}")
     config = emoji.base(f"{args['steps']} steps", views)
     config.optimizer.lr = 1e-3
-    config.model = dict(shared=dict(SHARED), embed_dim=128, dtype="float32")
+    config.model = dict(shared=dict(SHARED), embed_dim=128, dtype="float32", logit_scale=math.log(10))   # the paper's start [high]
     if args["kind"] != "dense":
         config.model.shared.experts = dict(num=num, group_size=32, capacity=args["capacity"], priority=args["priority"] == "on")
     mcd = dict(weights=dict(clip_augmented=1.0), ema_m=0.99, keep=0.75)

@@ -65,13 +65,13 @@ def make_embed(objective, read="params", batch_size=256, place=None, held=None, 
         for start in range(0, rows, batch_size):
             part = {key: value[start:start + batch_size] for key, value in batch.items()}
             count = min(batch_size, rows - start)
-            part = {key: _pad(value, batch_size) for key, value in part.items()}
+            part = {key: pad(value, batch_size) for key, value in part.items()}
             out = head(params, state.memory, place(part) if place else part)
             parts.append({key: np.asarray(_whole(value), np.float32)[:count] for key, value in out.items()})
         return {key: np.concatenate([part[key] for part in parts]) for key in parts[0]}
 
     def exchange(batch):
-        whole = place({key: _pad(value, batch_size) for key, value in batch.items()})
+        whole = place({key: pad(value, batch_size) for key, value in batch.items()})
         return {key: np.asarray(_whole(value))[:len(batch[key])] for key, value in whole.items()}
 
     def gives(state, batch):
@@ -103,7 +103,8 @@ def _together(objective, heads):
     return every
 
 
-def _pad(value, size):
+def pad(value, size):
+    """`value` (n, ...) as an array of `size` rows: the last one is repeated."""
     value = np.asarray(value)
     return np.concatenate([value, np.repeat(value[-1:], size - len(value), axis=0)]) if len(value) < size else value
 

@@ -31,8 +31,8 @@ OPTIMIZERS = {
     "lion": {"b1": 0.9, "b2": 0.99, "mu_dtype": "float32"},
     "sgd": {"momentum": 0.0, "nesterov": False, "l2": 0.0},
     "bertadam": {"b1": 0.9, "b2": 0.98, "eps": 1e-6},
-    "adafactor": {"decay_rate": 0.8, "min_dim_size_to_factor": 128, "clipping_threshold": 1.0, "momentum": 0.0,
-                      "multiply_by_parameter_scale": False},
+    "adafactor": {"decay_rate": 0.8, "max_decay": 1.0, "min_dim_size_to_factor": 128, "clipping_threshold": 1.0, "momentum": 0.0,
+                  "multiply_by_parameter_scale": False},   # decay of the second moment: min(max_decay, 1 - step ** -decay_rate)
 }
 _UNDECAYED = re.compile(r"(.*/)?(bias|scale|gamma|logit_[^/]*)|(.*/)?[^/]*norm[^/]*/[^/]*")
 _FROZEN = "frozen"
@@ -183,7 +183,8 @@ def _scaler(spec):
         return _bertadam(o["b1"], o["b2"], o["eps"])
     return optax.chain(
         optax.scale_by_factored_rms(
-            decay_rate=o["decay_rate"], min_dim_size_to_factor=o["min_dim_size_to_factor"]),
+            decay_rate=o["decay_rate"], min_dim_size_to_factor=o["min_dim_size_to_factor"],
+            decay_rate_fn=lambda step, power: jnp.minimum(o["max_decay"], 1.0 - (step + 1.0) ** -power)),
         optax.clip_by_block_rms(o["clipping_threshold"]) if o["clipping_threshold"] else optax.identity(),
         optax.scale_by_param_block_rms() if o["multiply_by_parameter_scale"] else optax.identity(),
         optax.ema(o["momentum"], debias=False) if o["momentum"] else optax.identity())

@@ -129,7 +129,32 @@ def slow_words(out, name):
     return np.sum(out[f"mlm/{name}"]) / np.sum(out["mlm/count"])
 
 
-SLOW = {**slow_hashing.of_terms(),
+def slow_spread(total):
+    """Entropy of the average token, from a sum of probabilities (E,)."""
+    p = np.asarray(total, np.float64) / np.sum(total)
+    return -sum(x * np.log(x) for x in p if x > 0)
+
+
+def slow_variation(total):
+    total = np.asarray(total, np.float64)
+    return np.mean((total - total.mean()) ** 2) / total.mean() ** 2
+
+
+def over_layers(fn, *values):
+    """Mean over layers of fn of the batch's sums, (E,) or (), for values (B, layers, ...)."""
+    values = [np.asarray(value, np.float64) for value in values]
+    return np.mean([fn(*(value[:, layer].sum(0) for value in values)) for layer in range(values[0].shape[1])])
+
+
+SLOW_ROUTING = {
+    "local_text": lambda out: over_layers(lambda x: x / np.sum(out["text/count"]), out["text/entropy"]),
+    "global_text": lambda out: over_layers(lambda x: max(0.0, np.log(4.0) - slow_spread(x)), out["text/probability"]),
+    "global_image": lambda out: over_layers(lambda x: max(0.0, np.log(3.9) - slow_spread(x)), out["image/probability"]),
+    "importance": lambda out: over_layers(lambda x, y: slow_variation(x + y), out["image/probability"], out["text/probability"]),
+    "load": lambda out: over_layers(lambda x, y: slow_variation(x + y), out["image/win"], out["text/win"]),
+    "z": lambda out: np.mean([over_layers(lambda x, n=n: x / np.sum(out[f"{n}/count"]), out[f"{n}/squared_lse"])
+                              for n in ("image", "text")])}
+SLOW = {**slow_hashing.of_terms(), **SLOW_ROUTING,
         "image": slow_reconstruction("image"), "text": slow_reconstruction("text"),
          "itc": lambda out: slow_entropies(out)[0], "itc_distill": lambda out: -np.subtract(*slow_entropies(out)), "itm": slow_itm,
         "mlm": lambda out: slow_words(out, "hard"), "mlm_distill": lambda out: slow_words(out, "soft") - slow_words(out, "hard"),

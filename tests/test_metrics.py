@@ -206,10 +206,11 @@ def test_bench_step_figures_agree_with_each_other(monkeypatch):
     mesh = jax.sharding.Mesh(np.array(jax.devices()[:1]), ("data",))
     monkeypatch.setattr(matmul, "measure", lambda: 1e12)
     monkeypatch.setattr(bench_step.mesh_lib, "to_global", lambda batch, mesh: batch)
+    monkeypatch.setattr(bench_step, "parameters", lambda job: {})
     monkeypatch.setattr(bench_step.job_lib, "build", lambda config: types.SimpleNamespace(
         mesh=mesh, pipeline=types.SimpleNamespace(batch=lambda step: {"x": jnp.ones((8,))}, close=lambda: None),
         init=lambda key: jnp.zeros(()), step=jax.jit(lambda s, b: (s + 1, {"loss": s + b["x"][0]}), donate_argnums=0),
-        flops=lambda: 3e6))
+        flops=lambda: 3e6, config=config))
     config = types.SimpleNamespace(objective=types.SimpleNamespace(name="any"), batch_size=8, seed=0)
     check_figures(bench_step.measure(config, steps=2), "any", loss=3)
 

@@ -10,7 +10,8 @@ from mcd_jax import mesh as mesh_lib
 from mcd_jax import step as step_lib
 
 MESHES = {"1": ({}, 1), "2 data": ({"data": 2}, 2), "4 data": ({"data": 4}, 4), "2 data x 2 fsdp": ({"data": 2, "fsdp": 2}, 4),
-          "2 slices x 2 fsdp": ({"slice": 2, "fsdp": 2}, 4), "2 data x 2 tensor": ({"data": 2, "tensor": 2}, 4)}
+          "2 slices x 2 fsdp": ({"slice": 2, "fsdp": 2}, 4), "2 data x 2 tensor": ({"data": 2, "tensor": 2}, 4),
+          "2 expert": ({"expert": 2}, 2), "4 expert": ({"expert": 4}, 4), "2 fsdp x 2 expert": ({"fsdp": 2, "expert": 2}, 4)}
 VIT = dict(name="vit", width=16, depth=2, num_heads=2, mlp_dim=32, patch_size=4, scan=True, remat="full")
 LOOSE = {"dchmt": 1e-4}   # its losses have square roots of distances that are nearly zero at the start
 SLOW = ("slip", "m2mix", "dchmt", "dsph", "mcd+gcl")   # to compile: their first case runs in make test-all
@@ -22,7 +23,9 @@ EXTRA = {"mcd": dict(distill=0.5, clip_augmented=0.5), "gcl": dict(separate_imag
 def setup(method, mesh, microbatches=1, form="gather", tower=tiny.IMAGE):
     """(mesh, jitted step, state on it, batch on it) with plain SGD, so that the update is the gradient."""
     config = tiny.config(method, form=form)
-    config.model.image, config.microbatches = tower, microbatches
+    config.microbatches = microbatches
+    if "shared" not in config.model:
+        config.model.image = tower
     tiny.weigh(config, EXTRA.get(method, {}))
     config.optimizer.optimizers = ((".*", dict(name="sgd", momentum=0.0)),)
     config.optimizer.lr, config.optimizer.weight_decay, config.optimizer.clip_norm = 1.0, 0.0, 0.0
@@ -33,7 +36,7 @@ def setup(method, mesh, microbatches=1, form="gather", tower=tiny.IMAGE):
     sizes, devices = MESHES[mesh]
     mesh = mesh_lib.make(sizes, jax.devices()[:devices])
     state = step_lib.init_state(objective, tx, jax.random.key(0), batch)
-    places = mesh_lib.shardings(state, ((".*", "fsdp"),), mesh)
+    places = mesh_lib.shardings(state, config.sharding, mesh)
     step = jax.jit(step_lib.make_step(objective, tx, tiny.weights(config)), out_shardings=(places, None))
     return mesh, step, jax.device_put(state, places), jax.device_put(batch, mesh_lib.batch_sharding(mesh))
 
@@ -66,7 +69,7 @@ def compare(method, mesh, microbatches, form, tower=tiny.IMAGE):
 
 @pytest.mark.parametrize("method", [pytest.param(name, marks=pytest.mark.full if name in SLOW else ()) for name in tiny.METHODS])
 def test_split_sliced_and_as_a_ring(method):
-    compare(method, "2 data x 2 fsdp", 2, "ring")
+    compare(method, "2 fsdp x 2 expert" if method == "limoe" else "2 data x 2 fsdp", 2, "ring")
 
 
 @pytest.mark.full

@@ -53,7 +53,8 @@ def make(config):
     least = {"image": opts.least_image, "text": opts.least_text}
     for name, experts in towers.experts.items():
         if not 1 <= least[name] <= experts.num:
-            raise ValueError(f"config.objective.least_{name}={least[name]} must lie in [1, {experts.num}], the experts of that tower")
+            raise ValueError(f"config.objective.least_{name}={least[name]} must lie in [1, {experts.num}]: so many experts "
+                             "there are")
     with_load = pair.live(config, "load")
     if with_load and any(experts.noise == 0 for experts in towers.experts.values()):
         raise ValueError("config.objective.weights.load needs noise in the router (experts.noise > 0): without it no other expert "
