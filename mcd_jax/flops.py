@@ -3,6 +3,9 @@
 Matrix products and convolutions only, 2 per multiply-add, forward, per example; `TRAIN` times that is forward and backward.
 Nothing is traced, so a config of any size can be planned. `tally.count` counts a whole step of any method from its trace instead.
 """
+import jax.numpy as jnp
+
+from mcd_jax.models import moe, shared
 from mcd_jax.models.towers import tower
 
 TRAIN = 3  # the backward pass costs two forward passes: one for the inputs' gradient, one for the weights'
@@ -57,8 +60,15 @@ def forward(model_config, vocab_size, context, eot, image_size, keep=1.0, pad=0)
     Raises:
       ValueError: a tower that this file has no formula for, or a config that `towers.make` refuses.
     """
-    result = {}
     text = {"vocab_size": vocab_size, "context": context, "eot": eot, **({"pad": pad} if pad else {})}
+    result = {}
+    if "shared" in model_config:
+        options = {k: v for k, v in model_config["shared"].items() if k != "proj"}
+        module = shared.make(options, image_size=image_size, dtype=jnp.float32, **text)
+        proj = 2 * module.width * model_config["embed_dim"] * (model_config["shared"].get("proj") != "none")
+        patches = max(1, round(keep * (image_size // module.patch_size) ** 2))
+        return {"image": float(2 * patches * 3 * module.patch_size ** 2 * module.width + _blocks(module, patches) + proj),
+                "text": float(_blocks(module, context) + proj)}
     for kind, given in (("image", {"image_size": image_size}), ("text", text)):
         name, module, proj = tower(model_config, kind, **given)
         if name not in FORMULAS:
@@ -86,7 +96,11 @@ def _bert(bert, keep):
 
 def _blocks(tower, tokens):
     per_token = 8 * tower.width ** 2 + 4 * tokens * tower.width + 4 * tower.width * tower.mlp_dim  # q k v out, attention, MLP
-    return tower.depth * tokens * per_token
+    experts, more = getattr(tower, "experts", None), 0
+    if experts:   # a router, and k networks in place of one; places that stay empty don't count
+        mixtures = len(moe.mixture_layers(experts, tower.depth))
+        more = mixtures * (2 * tower.width * experts.num + (experts.k - 1) * 4 * tower.width * tower.mlp_dim)
+    return tokens * (tower.depth * per_token + more)
 
 
 def _pool(tower, tokens):

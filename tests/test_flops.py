@@ -54,6 +54,20 @@ def test_bert_costs_as_much_as_a_text_transformer_of_its_size():
     assert flops.forward(bert, VOCAB, CONTEXT, EOT, 32)["text"] == counted
 
 
+@pytest.mark.parametrize("experts", [None, {"num": 4, "k": 2, "capacity": 1.0, "group_size": 4}])   # as many places as choices
+def test_flops_of_a_shared_tower_with_and_without_limoe_experts(experts):
+    shared = {"width": 64, "depth": 3, "num_heads": 2, "patch_size": 8, "mlp_dim": 128, **({"experts": experts} if experts else {})}
+    config = {"shared": shared, "embed_dim": 32}
+    built = towers.make(config, VOCAB, CONTEXT, EOT, 32)
+    params = jax.eval_shape(built.init, jax.random.key(0))
+    got = flops.forward(config, VOCAB, CONTEXT, EOT, 32)
+    pixels, tokens = jax.ShapeDtypeStruct((4, 32, 32, 3), jnp.uint8), jax.ShapeDtypeStruct((4, CONTEXT), jnp.int32)
+    for kind, one, rows in (("image", built.image, pixels), ("text", built.text, tokens)):
+        keys = jax.random.key(0)[None] if experts else None
+        counted = tally.count(lambda p, x, one=one, keys=keys: one(p, x, keys=keys)["raw"], params, rows) / 4
+        assert got[kind] == pytest.approx(counted, rel=0.01 if experts else 1e-6)   # the weighted sum of k results is small
+
+
 def test_published_flops():
     """OpenCLIP's table (docs/model_profile.csv): 14.78 GFLOPs for a pair of ViT-B/32 and 18.18 of RN50, which counts products with
     padding and the unused queries of the attention pooling."""

@@ -20,11 +20,13 @@ EXTRA = {"mcd": dict(distill=0.5, clip_augmented=0.5), "gcl": dict(separate_imag
          "mcd+gcl": {"mcd/distill": 0.5}}   # every term that a mesh could break
 
 
-def setup(method, mesh, microbatches=1, form="gather", tower=tiny.IMAGE):
+def setup(method, mesh, microbatches=1, form="gather", tower=tiny.IMAGE, remat="none"):
     """(mesh, jitted step, state on it, batch on it) with plain SGD, so that the update is the gradient."""
     config = tiny.config(method, form=form)
     config.microbatches = microbatches
-    if "shared" not in config.model:
+    if "shared" in config.model:
+        config.model.shared.remat = remat
+    else:
         config.model.image = tower
     tiny.weigh(config, EXTRA.get(method, {}))
     config.optimizer.optimizers = ((".*", dict(name="sgd", momentum=0.0)),)

@@ -148,18 +148,32 @@ def _visit(params, x, gate, place, num, size, act):
 
 
 def apply_dropless(params, x, gate, expert, num, act):
-    """The same with room for every token: x (B, N, D), gate and expert (B, N, k) -> (B, N, D). Each device needs all experts."""
+    """The same with room for every token: x (B, N, D), gate and expert (B, N, k) -> (B, N, D). Each device needs all experts.
+
+    Tokens are sorted by expert and multiplied in blocks of one expert each, so that it costs little more than the tokens do; a
+    ragged product would multiply all tokens by all experts where the backend has no kernel for it, as on CPUs.
+    """
     def run(params, x, gate, expert):
         if len(params["in"]["kernel"]) < num:
             params = jax.tree.map(lambda leaf: jax.lax.all_gather(leaf, "expert", tiled=True), params)
-        rows, choice = x.reshape(-1, x.shape[-1]), expert.reshape(-1)
-        order = jnp.argsort(choice, stable=True)
-        sizes = jnp.bincount(choice, length=num).astype(jnp.int32)
-        sent, sorted_choice = rows[order // expert.shape[-1]], choice[order]
-        hidden = jax.lax.ragged_dot(sent, params["in"]["kernel"], sizes) + params["in"]["bias"][sorted_choice]
-        given = jax.lax.ragged_dot(ACTIVATIONS[act](hidden), params["out"]["kernel"], sizes) + params["out"]["bias"][sorted_choice]
-        given = given[jnp.argsort(order)].reshape(*expert.shape, -1)
-        return jnp.einsum("bnkd,bnk->bnd", given, gate.astype(given.dtype))
+        rows, choice, k = x.reshape(-1, x.shape[-1]), expert.reshape(-1), expert.shape[-1]
+        count = len(choice)
+        size = max(1, min(256, count // num))
+        order, sizes = jnp.argsort(choice, stable=True), jnp.bincount(choice, length=num)
+        blocks = -(-sizes // size)
+        first, ends = jnp.cumsum(sizes) - sizes, jnp.cumsum(blocks)
+
+        def block(number):
+            e = jnp.minimum(jnp.searchsorted(ends, number, side="right"), num - 1)   # blocks after the last are empty
+            at = first[e] + (number - ends[e] + blocks[e]) * size + jnp.arange(size)
+            mine = order[jnp.minimum(at, count - 1)]
+            own = jax.tree.map(lambda leaf: leaf[e], params)
+            hidden = rows[mine // k] @ own["in"]["kernel"] + own["in"]["bias"][None]
+            given = ACTIVATIONS[act](hidden) @ own["out"]["kernel"] + own["out"]["bias"][None]
+            return given, jnp.where(at < first[e] + sizes[e], mine, count)
+        given, where = jax.lax.map(block, jnp.arange(count // size + num))
+        given = jnp.zeros((count, x.shape[-1]), given.dtype).at[where.reshape(-1)].set(given.reshape(-1, x.shape[-1]), mode="drop")
+        return jnp.einsum("bnkd,bnk->bnd", given.reshape(*expert.shape, -1), gate.astype(given.dtype))
     axes, devices = mesh_lib.ambient_batch_axes()
     if not axes or x.shape[0] % devices:
         return run(params, x, gate, expert)
