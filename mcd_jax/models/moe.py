@@ -164,7 +164,7 @@ def apply_dropless(params, x, gate, expert, num, act):
         first, ends = jnp.cumsum(sizes) - sizes, jnp.cumsum(blocks)
 
         def block(number):
-            e = jnp.minimum(jnp.searchsorted(ends, number, side="right"), num - 1)   # blocks after the last are empty
+            e = jnp.minimum(jnp.sum(ends <= number), num - 1)   # blocks after the last are empty
             at = first[e] + (number - ends[e] + blocks[e]) * size + jnp.arange(size)
             mine = order[jnp.minimum(at, count - 1)]
             own = jax.tree.map(lambda leaf: leaf[e], params)
@@ -177,8 +177,11 @@ def apply_dropless(params, x, gate, expert, num, act):
     axes, devices = mesh_lib.ambient_batch_axes()
     if not axes or x.shape[0] % devices:
         return run(params, x, gate, expert)
+
+    def local(params, *tokens):
+        return run(jax.tree.map(lambda leaf: jax.lax.pcast(leaf, axes, to="varying"), params), *tokens)
     split, one = PartitionSpec(axes), PartitionSpec()
-    return jax.shard_map(run, in_specs=(one, split, split, split), out_specs=split, axis_names=set(axes))(params, x, gate, expert)
+    return jax.shard_map(local, in_specs=(one, split, split, split), out_specs=split, axis_names=set(axes))(params, x, gate, expert)
 
 
 # ---- the layer ----
