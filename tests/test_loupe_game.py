@@ -133,7 +133,7 @@ def test_sampling_is_unbiased_and_its_error_falls_as_one_over_the_root(every):
         assert (np.abs(found.mean(1) - exact) < 4 * standard + 1e-5).all()
         errors[samples] = np.sqrt(np.mean((found - exact[:, None]) ** 2, axis=1))
     fall = errors[16] / errors[256]
-    assert (3.3 < fall[:2]).all() and (fall[:2] < 4.8).all()
+    assert (fall[:2] > 3.3).all() and (fall[:2] < 4.8).all()
     if every:
         assert errors[256][2] < 1e-5   # with all players inside, T is empty: nothing is drawn, nothing errs
     else:

@@ -10,14 +10,16 @@ from mcd_jax import job, load, optim
 from mcd_jax import step as step_lib
 
 SIZE, CONTEXT, VOCAB, EOT, BATCH = 16, 6, 32, 2, 8
-METHODS = ("clip", "siglip", "slip", "mcd", "gcl", "m2mix", "albef", "limoe", "vl_sae", "ahlr", "dchmt", "dsph",
-           "mcd+gcl")   # "+": composed
+METHODS = ("clip", "siglip", "slip", "mcd", "gcl", "m2mix", "albef", "limoe", "loupe", "vl_sae", "ahlr", "dchmt",
+           "dsph", "mcd+gcl")   # "+": composed
 MOST = [pytest.param(name, marks=pytest.mark.full if name in ("dchmt", "dsph") else ()) for name in METHODS]   # for slow tests
 LOCKED = {"vl_sae": ("image", "image/proj", "text", "text/proj")}   # methods over frozen towers
 SMALL = {"vl_sae": dict(k=8, ratio=4), "slip": dict(hidden=16, out_dim=8), "mcd": dict(ssl_hidden=16, ssl_dim=8),
          "m2mix": dict(temperature=0.0, m2_learned=True),
          "albef": dict(mask_id=VOCAB, mask_rate=0.4, queue=2 * BATCH, fusion_layers=1),
          "limoe": dict(least_image=3.9, least_text=4.0, statistics="batch"),
+         "loupe": dict(regions=2, anchors=((0.6, 0.6), (0.9, 0.9)), hidden=8, masking="tokens", samples=4, first=0, token_quota=1,
+                       pair_quota=3, estimator_width=8, estimator_depth=1, estimator_heads=2),
          "ahlr": dict(bits=16), "dchmt": dict(bits=16), "dsph": dict(bits=16, threshold=0.1)}
 IMAGE = dict(name="resnet", widths=(8, 8), depths=(1, 1), stem_patch=4, mask_patch=4, norm="layer")
 TEXT = dict(name="text", width=8, depth=1, num_heads=2, mlp_dim=16)
@@ -71,7 +73,9 @@ def batch(seed=0, size=BATCH):
     text[:, -1] = EOT
     label = (rng.random((size, 5)) < 0.4).astype(np.int32)   # several, one or none
     label[:2] = [[1, 1, 0, 0, 0], [0, 0, 1, 1, 0]]           # several each, and none in common
-    return {**views, "text": text, "label": label}
+    phrases = np.zeros((size, 3, 2), np.int32)
+    phrases[:, 0], phrases[::2, 1] = (0, 2), (2, 5)          # one phrase or two, and room for a third
+    return {**views, "text": text, "label": label, "phrases": phrases}
 
 
 def hashing(method, given=None, rows=None, **changes):

@@ -114,6 +114,10 @@ class Tokenizer:
         """int32 (context,), read-only. Of short texts 65,536 rows are remembered, 46 MiB at 77 tokens: captions come again."""
         return (self._remembered if len(text) <= _SHORT else self._row)(text, context)
 
+    def length(self, text):
+        """How many tokens a text has, without start and end."""
+        return len(self._ids(text))
+
     def _row(self, text, context):
         head = [] if self.sot is None else [self.sot]
         ids = self._ids(text)[:context - 1 - len(head)]

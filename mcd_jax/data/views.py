@@ -6,10 +6,10 @@ import zlib
 
 import numpy as np
 
-from mcd_jax.data import image, ops, style, text
+from mcd_jax.data import image, ops, phrases, style, text
 from mcd_jax.data.look import misalignment
 
-_MODULES = (ops, style, text)
+_MODULES = (ops, style, text, phrases)
 
 
 class Views:

@@ -210,6 +210,12 @@ def whole(params):
     return {**rest, **{kind: {**tower, **rest.get(kind, {})} for kind, tower in locked.items()}}
 
 
+def project(params, kind, x):
+    """x (..., W), such as tokens, by the projection that a tower gives its pooled features: float32 (..., D)."""
+    raw = _embed(_own(params, kind, None)[0], {"pooled": x.reshape(-1, x.shape[-1])})["raw"]
+    return raw.reshape(*x.shape[:-1], raw.shape[-1])
+
+
 def draw_keep_ids(key, batch, n_patches, keep):
     """int32 (batch, K) patch positions, K = round(keep * n_patches) but at least 1: uniform without replacement, rows ascending.
 
