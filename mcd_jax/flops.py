@@ -146,6 +146,18 @@ def _efficientnet(net, keep):
     return total + side ** 2 * _conv(1, width, net.features), net.features
 
 
+def _swin(net, keep):
+    """Attention costs 4 * cells of a window * width per cell; the pooling query attends to all tokens once."""
+    sides = net.sides((1, net.image_size, net.image_size, 3))
+    total = 2 * sides[0] ** 2 * 3 * net.patch_size ** 2 * net.width
+    for stage, (side, depth) in enumerate(zip(sides, net.depths, strict=True)):
+        width, window = net.width * 2 ** stage, min(net.window, side)
+        total += 4 * side ** 2 * width ** 2 if stage else 0   # merging: 2 * (2 * width) * width per new cell
+        total += depth * side ** 2 * (8 * width ** 2 + 4 * window ** 2 * width + 4 * net.mlp_ratio * width ** 2)
+    cells = side ** 2
+    return total + (4 * width ** 2 * (cells + 1) + 4 * cells * width if net.pool == "query" else 0), width
+
+
 def _taps(side, kernel, stride):
     """Products with data along one side of a convolution with TensorFlow's padding: those with zeros don't count, as in XLA."""
     out = -(-side // stride)
@@ -163,4 +175,4 @@ def _same(side, inputs, outputs, stride=1):
     return 2 * taps ** 2 * inputs * outputs
 
 
-FORMULAS = {"vit": _vit, "resnet": _resnet, "efficientnet": _efficientnet, "text": _text, "bert": _bert}
+FORMULAS = {"vit": _vit, "resnet": _resnet, "efficientnet": _efficientnet, "swin": _swin, "text": _text, "bert": _bert}

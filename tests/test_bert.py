@@ -159,5 +159,5 @@ def test_what_does_not_fit_is_refused(options, words):
 
 
 def test_it_is_no_image_tower():
-    with pytest.raises(ValueError, match="no image tower; images have efficientnet, resnet and vit"):
+    with pytest.raises(ValueError, match="no image tower; images have efficientnet, resnet, swin and vit"):
         towers.make({"image": TEXT, "text": TEXT, "embed_dim": DIM}, VOCAB, CONTEXT, EOT, SIZE)

@@ -23,6 +23,7 @@ GOLDEN = {
     "dchmt": (13.5428, 121.16456, 0.11165, 91.0928),
     "dsph": (2.77245, 16.82995, 0.06277, 15.11276),
     "albef": (0.0, 0.0, 0.0, 0.0),
+    "loupe": (9.10867, 211.75011, 0.15404, 26.8024),
     "mcd+gcl": (12.08123, 325.53549, 0.06013, 13.10981),
 }
 
@@ -154,9 +155,45 @@ SLOW_ROUTING = {
     "load": lambda out: over_layers(lambda x, y: slow_variation(x + y), out["image/win"], out["text/win"]),
     "z": lambda out: np.mean([over_layers(lambda x, n=n: x / np.sum(out[f"{n}/count"]), out[f"{n}/squared_lse"])
                               for n in ("image", "text")])}
+def sigmoid(x):
+    return 1 / (1 + np.exp(-x))
+
+
+def slow_token(out):
+    """Binary cross-entropy of region confidences and interactions scaled to [0, 1] over the regions of an image that have one."""
+    losses = []
+    for logits, labels, known in zip(*(np.asarray(out[f"token/{k}"], np.float64) for k in ("logit", "label", "known"))):
+        there = [float(label) for label, k in zip(labels, known) if k]
+        for logit, label, k in zip(logits, labels, known):
+            if k:
+                wanted = (label - min(there)) / (max(there) - min(there)) if max(there) > min(there) else 0.5
+                losses.append(-wanted * np.log(sigmoid(logit)) - (1 - wanted) * np.log(1 - sigmoid(logit)))
+    return np.mean(losses)
+
+
+def slow_semantics(out):
+    """Cross-entropy of each region's softmax over the phrases and of its interactions with them, over the number of phrases."""
+    losses = []
+    for scores, labels, there in zip(*(np.asarray(out[f"pair/{k}"], float) for k in ("scores", "label", "phrases"))):
+        here = np.flatnonzero(there)
+        for row, label in zip(scores, labels.reshape(scores.shape)):
+            share, weight = (np.exp(x[here] / t) / np.exp(x[here] / t).sum() for x, t in ((row, 1), (label, 0.5)))
+            losses.append(-sum(w * np.log(a) for w, a in zip(weight, share)) / len(here))
+    return np.mean(losses)
+
+
+def slow_unsil(out):
+    total = 0.0
+    for level in ("token", "pair"):
+        parts = (np.asarray(out[f"{level}/{part}"], np.float64).ravel() for part in ("estimate", "sigma", "value", "played"))
+        total += np.mean([(e - v) ** 2 / s + s for e, s, v, played in zip(*parts) if played])
+    return total
+
+
 SLOW = {**slow_hashing.of_terms(), **SLOW_ROUTING,
+        "token": slow_token, "semantics": slow_semantics, "unsil": slow_unsil,
         "image": slow_reconstruction("image"), "text": slow_reconstruction("text"),
-         "itc": lambda out: slow_entropies(out)[0], "itc_distill": lambda out: -np.subtract(*slow_entropies(out)), "itm": slow_itm,
+        "itc": lambda out: slow_entropies(out)[0], "itc_distill": lambda out: -np.subtract(*slow_entropies(out)), "itm": slow_itm,
         "mlm": lambda out: slow_words(out, "hard"), "mlm_distill": lambda out: slow_words(out, "soft") - slow_words(out, "hard"),
         "gcl": slow_gcl, "m2": slow_m2, "clip": slow_clip, "siglip": slow_siglip, "ssl": slow_ssl,
         "misalignment": slow_misalignment}

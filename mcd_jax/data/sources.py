@@ -16,6 +16,7 @@ mapping of `config.data.source`; its `name` says which kind, the other keys are 
     dict(name="hashing", path="/data/flickr25k", protocol="mith_mirflickr25k", ...)   sets as distributed for hashing
     dict(name="embeddings", path="runs/x/train.array_record")                what python -m mcd_jax.embed wrote
     dict(name="mixture", sources=dict(a=dict(...), b=dict(...)), weights=dict(a=1, b=3))
+    dict(name="mosaic", source=dict(...), label="concept_id")                several images of a source on one canvas, with boxes
     dict(name="my_lab.pairs", ...)                                           a module with make(spec) -> source
 
 `columns=dict(image="jpg", text="caption")` tells which stored column serves as image, text and key ("a/b": b inside a).
@@ -32,7 +33,7 @@ from mcd_jax.data.image import Bad
 from mcd_jax.load import load
 
 KINDS = ("emoji", "tfds", "array_record", "webdataset", "tfrecord", "parquet", "folder", "image_folder", "karpathy", "embeddings",
-         "hashing", "mixture")
+         "hashing", "mixture", "mosaic")
 
 
 def open(spec):

@@ -178,7 +178,7 @@ def tower(model_config, kind, **given):
     name, proj = options.pop("name"), options.pop("proj", "linear")
     module = load("models", name)
     if not _makes(module, kind):
-        raise ValueError(f"config.model.{kind}.name={name!r} is no {kind} tower; images have efficientnet, resnet and vit, "
+        raise ValueError(f"config.model.{kind}.name={name!r} is no {kind} tower; images have efficientnet, resnet, swin and vit, "
                          "texts have bert and text, stored embeddings of both have stored")
     transformer.choose(f"model.{kind}", "proj", proj, ("linear", "biased", "none"))
     return name, module.make(options, dtype=jnp.dtype(config["dtype"]), **given), proj

@@ -52,6 +52,14 @@ EFFICIENTNETS = {
               (1, 3, 1, 6, 320)),
 }
 
+# Swin transformers (Liu et al. 2021, table 7). name: width, depths, heads
+SWINS = {
+    "T": (96, (2, 2, 6, 2), (3, 6, 12, 24)),
+    "S": (96, (2, 2, 18, 2), (3, 6, 12, 24)),
+    "B": (128, (2, 2, 18, 2), (4, 8, 16, 32)),
+    "L": (192, (2, 2, 18, 2), (6, 12, 24, 48)),
+}
+
 # name: width of the stem, blocks per stage. CLIP's stages have widths 4, 8, 16, 32 times the stem's
 RESNETS = {
     "RN50": (64, (3, 4, 6, 3)),
@@ -100,6 +108,15 @@ def efficientnet_variant(variant):
     if variant not in EFFICIENTNETS:
         raise ValueError(f"efficientnet variant={variant!r} is unknown; there are {', '.join(EFFICIENTNETS)}, or set stages")
     return {"stages": EFFICIENTNETS[variant]}
+
+
+def swin_variant(variant):
+    """Options of a Swin transformer: "L" -> dict(width, depths, heads)."""
+    if not variant:
+        return {}
+    if variant not in SWINS:
+        raise ValueError(f"swin variant={variant!r} is unknown; there are {', '.join(SWINS)}, or set width, depths and heads")
+    return dict(zip(("width", "depths", "heads"), SWINS[variant], strict=True))
 
 
 def resnet_variant(variant):

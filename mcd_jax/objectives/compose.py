@@ -87,7 +87,7 @@ def _composed(config, built):
         forward=forward,
         terms=_named(built, "terms"),
         metrics=_named(built, "metrics"),
-        heads={**_heads(built), "embed": pair.embed_head(towers, more)},
+        heads={**_heads(built), "embed": pair.embed_head(towers, more), "dense": pair.dense_head(towers)},
         remember=remember,
     )
 
@@ -102,7 +102,7 @@ def _heads(built):
     heads, owner = {}, {}
     for method, one in built.items():
         for name, head in one.heads.items():
-            if name != "embed" and name in heads:
+            if name not in pair.HEADS and name in heads:
                 raise ValueError(f"config.objective.name: {owner[name]!r} and {method!r} both have a head {name!r}")
             heads[name], owner[name] = _on_own_memory(method, head), method
     return heads

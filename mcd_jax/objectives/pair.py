@@ -17,6 +17,7 @@ from mcd_jax.models import towers as towers_lib
 from mcd_jax.objectives import Objective, nothing, unchanged
 
 TOWERS = ("shared", "image", "text", "logit_scale", "logit_bias")   # entries of params that all methods share
+HEADS = ("embed", "dense")   # heads that all methods have
 
 
 class View(NamedTuple):
@@ -124,7 +125,7 @@ def objective(config, towers, parts, *, terms, needs=None, init=None, start=noth
         forward=forward,
         terms=terms,
         metrics=metrics or {},
-        heads={"embed": embed_head(towers, parts.embed), **(heads or {})},
+        heads={"embed": embed_head(towers, parts.embed), "dense": dense_head(towers), **(heads or {})},
         remember=remember,
         parts=parts,
     )
@@ -241,6 +242,19 @@ def embed_head(towers, more=nothing):
             out |= {name: found["z"], f"{name}_raw": found["raw"]}
         return {**out, **more(params, encoded)}
     return embed
+
+
+def dense_head(towers):
+    """The head "dense": unit joint features of an image's "tokens" f32 (B, N, D), and the unit "text" (B, D)."""
+    def dense(params, memory, batch):
+        out = {}
+        if "image" in batch:
+            tokens = _apply(towers, View("image", "image"), params, batch)["tokens"]
+            out["tokens"] = towers_lib.unit(towers_lib.project(params, "image", tokens))
+        if "text" in batch:
+            out["text"] = _apply(towers, View("text", "text"), params, batch)["z"]
+        return out
+    return dense
 
 
 def metrics(form):
