@@ -93,15 +93,15 @@ def draw(key, coalition, samples, every=False):
       masks bool (K, 3 or n + 2, n), weights f32 (3 or n + 2,).
     """
     n = coalition.shape[0]
-    k_share, k_join, k_member = jax.random.split(key, 3)
-    share = jax.random.uniform(k_share, (samples, 1))
-    outside = (jax.random.uniform(k_join, (samples, n)) < share) & ~coalition[None]
+    noise = jax.random.uniform(key, (samples, 2 * n + 1))   # one draw: several cost seconds of compilation
+    share, join, order = noise[:, :1], noise[:, 1:n + 1], noise[:, n + 1:]
+    outside = (join < share) & ~coalition[None]
     size = jnp.sum(coalition).astype(jnp.float32)
     if every:
         alone = jnp.broadcast_to(jnp.eye(n, dtype=bool)[None], (samples, n, n))
         weights = jnp.concatenate([jnp.ones((1,)), -coalition.astype(jnp.float32), size[None] - 1])
     else:
-        member = jnp.argmax(jnp.where(coalition[None], jax.random.uniform(k_member, (samples, n)), -1.0), axis=1)
+        member = jnp.argmax(jnp.where(coalition[None], order, -1.0), axis=1)
         alone = (jnp.arange(n)[None] == member[:, None])[:, None]
         weights = jnp.stack([jnp.float32(1), -size, size - 1])
     together = jnp.broadcast_to(coalition[None, None], (samples, 1, n))

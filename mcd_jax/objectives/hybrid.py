@@ -48,9 +48,9 @@ def labels(rule, worth, params, rows, coalition, there, estimate, sigma, key, wa
       warm: bool (), whether these are the first steps, in which whole rows are played, as far as the quota goes.
     """
     params, rows, estimate, sigma = jax.lax.stop_gradient((params, rows, estimate, sigma))
-    k_noise, k_row, k_play = jax.random.split(key, 3)
     size, items, _ = coalition.shape
-    noise, by_row = jax.random.uniform(k_noise, (size, items)), jax.random.uniform(k_row, (size, 1))
+    noise = jax.random.uniform(key, (size, items + 1))
+    noise, by_row = noise[:, :-1], noise[:, -1:]
     if sigma is None:
         need, urgency = there, jnp.broadcast_to(by_row, there.shape)
     else:
@@ -62,7 +62,7 @@ def labels(rule, worth, params, rows, coalition, there, estimate, sigma, key, wa
         return {"rows": _play(rule, worth, params, given, keys)}
 
     def play():
-        return microbatched(part, rule.microbatches, rule.group)(params, {}, given, k_play)["rows"]
+        return microbatched(part, rule.microbatches, rule.group)(params, {}, given, jax.random.fold_in(key, 1))["rows"]
 
     def skip():
         return {"value": jnp.zeros((size, items)), "played": jnp.zeros((size, items), bool)}
