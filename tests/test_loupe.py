@@ -41,13 +41,21 @@ def test_interactions_become_labels():
                                [[[0, .25, 0], [.5, 1, 0]]])
 
 
-def test_zero_masked_pairs_that_match_interact_as_measured():
-    """Three matching regions and phrases, temperature 0.1: 0.19 to 0.20 on the diagonal, at most 0.02 elsewhere (reference)."""
-    scores = jnp.eye(3) / 0.1
-    f = lambda masks: interaction.alignment_worth(scores, jnp.ones(3, bool), masks)
-    found = jnp.asarray(game.pair_weights(3, 3), jnp.float32) @ f(jnp.asarray(game.subsets(6)))
-    diagonal, rest = np.diag(found), np.asarray(found)[~np.eye(3, dtype=bool)]
-    assert (diagonal > 0.185).all() and (diagonal < 0.205).all() and np.abs(rest).max() < 0.025, found
+def test_zero_masked_pairs_that_match_interact_and_dropped_ones_blur():
+    """Three orthogonal pairs: each completed pair adds 2/9 to the worth, so that is its interaction, and others have none.
+
+    With whoever takes no part dropped instead of zeroed, the contrast is lost: others interact nearly half as much.
+    """
+    weights, masks, scores = game.pair_weights(3, 3), np.asarray(game.subsets(6)), np.eye(3) / 0.1
+    found = weights @ np.asarray(interaction.alignment_worth(jnp.asarray(scores), jnp.ones(3, bool), jnp.asarray(masks)), float)
+    np.testing.assert_allclose(found, np.eye(3) * 2 / 9, atol=3e-4)
+
+    def dropped(mask):
+        rows, columns = np.flatnonzero(mask[:3]), np.flatnonzero(mask[3:])
+        whole = np.ones(len(rows) + len(columns), bool)
+        return slow_worth(scores[np.ix_(rows, columns)], whole) if len(rows) and len(columns) else 0.0
+    blurred = weights @ np.array([dropped(mask) for mask in masks])
+    assert blurred[0, 1] > 0.4 * blurred[0, 0] > 0
 
 
 def slow_worth(scores, mask):

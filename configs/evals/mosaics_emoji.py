@@ -1,0 +1,26 @@
+"""Zero-shot grounding and detection on mosaics of held-out drawings, for any run on the embedded data set:
+
+    python -m mcd_jax.evaluate --workdir=runs/loupe_emoji --evals=configs/evals/mosaics_emoji.py
+    python -m mcd_jax.evaluate --workdir=runs/clip_emoji --evals=configs/evals/mosaics_emoji.py:use=dense
+
+"vendor" shows training concepts drawn by the vendor that nobody saw, "concepts" the held-out concepts. Regions come from the
+method's own head where it has one; use=dense takes heat maps of token similarities from any two towers. side=3 makes mosaics of
+nine; images are shown at `size` px. A guess among the tiles is right in 1 of side * side. Also read= and images=.
+"""
+from configs import emoji, pretrain
+
+SPLITS = {"vendor": "openmoji_train", "concepts": "test"}
+
+
+def get_evals(arguments=""):
+    args = pretrain.arguments(arguments, use="auto", side=2, size=emoji.SIZE, images=500, read="params")
+    text = emoji.LABEL.format(tokenizer="emoji")
+    views = dict(image=f"decode|resize({args['size']})", text=text)
+    found = {"grounding": {}, "detection": {}}
+    for name, split in SPLITS.items():
+        source = dict(name="mosaic", source=emoji.source(split), label="concept_id", side=args["side"], size=4 * emoji.SIZE,
+                      examples=args["images"])
+        common = dict(source=source, use=args["use"], read=args["read"])
+        found["grounding"][name] = dict(common, views=views)
+        found["detection"][name] = dict(common, views=views, names=emoji.source(split), label="concept_id")
+    return found
