@@ -186,9 +186,12 @@ def test_geometry_learns_by_the_soft_cover_alone():
         if moved:
             slopes = [jax.grad(loss)(params, label)["box"]["kernel"] for label in (0.0, 1.0)]
             assert all(float(jnp.abs(slope).max()) > 0 for slope in slopes)
-            better = jax.tree.map(lambda p, g: p - 0.1 * g, params["box"], jax.grad(loss)(params, 1.0)["box"])
-            tighter = head.apply({**params, "box": better}, tokens)["soft"]
-            assert float(tighter.mean()) > float(found["soft"].mean())   # a wanted region covers itself better
+            for label in (0.0, 1.0):   # the boxes alone lower the loss: a wanted region covers itself better, an unwanted one less
+                better = jax.tree.map(lambda p, g: p - 1e-2 * g, params["box"], jax.grad(loss)(params, label)["box"])
+                assert float(loss({**params, "box": better}, label)) < float(loss(params, label))
+                slope = jax.grad(lambda soft, label=label: interaction.token(
+                    found["logit"], jnp.full(soft.shape, label), jnp.ones(soft.shape, bool), soft))(found["soft"])
+                assert (np.sign(np.asarray(slope)) == 1 - 2 * label).all()
 
 
 # ---- the objective ----

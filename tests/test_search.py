@@ -120,7 +120,7 @@ def test_answers_are_the_nearest_embeddings_and_the_command_prints_them(run, ima
     red = engine.nearest([engine.image((images / "red.png").read_bytes())], 2)
     assert [names[hit.row] for hit in red] == ["in.png", "red.png"] and red[0].score == pytest.approx(1, abs=1e-5)
     both = engine.nearest([engine.text("red"), engine.member(names.index("red.png"))], 1)[0]
-    unit = engine.text("red") + engine.index.image[names.index("red.png")]
+    unit = engine.text("red").unit + engine.index.image[names.index("red.png")]
     assert both.score == pytest.approx(max(engine.index.image[engine.index.good] @ unit / np.linalg.norm(unit)), abs=1e-5)
 
     command.main([f"--workdir={workdir}", f"--images={images}", "--text=red circle", "--count=2"])

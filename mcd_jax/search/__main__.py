@@ -5,6 +5,9 @@
 
 The folder's embeddings are kept in <workdir>/search (or --index=FILE); files that are new or have changed are embedded when it is
 called again. A text and an image together ask with the sum of both. The page is served to this machine only (127.0.0.1).
+
+A run with sparse codes also says which concepts each hit shares with the question; `python -m mcd_jax.analyze concepts` names them
+first. A run with hash codes can find by them (--bits).
 """
 import argparse
 import pathlib
@@ -22,6 +25,7 @@ def arguments():
     parser.add_argument("--text", default="", help="what the picture should show")
     parser.add_argument("--image", default="", help="file of a picture to look for")
     parser.add_argument("--count", type=int, default=10, help="how many images to show")
+    parser.add_argument("--bits", action="store_true", help="find images by their hash codes, then order the nearest by cosine")
     parser.add_argument("--serve", action="store_true", help="a web page instead of one answer")
     parser.add_argument("--host", default="127.0.0.1", help="address to serve on; another than 127.0.0.1 lets others in")
     parser.add_argument("--port", type=int, default=8080, help="port to serve on; 0: a free one")
@@ -51,7 +55,7 @@ def run(args):
     if args.serve and args.host in ("", "0.0.0.0", "::"):
         raise ValueError(f"--host={args.host!r} names no address: give the one by which others ask for the page")
     folder = folder_lib.Folder(args.images)
-    engine = engine_lib.Engine(args.workdir, folder, args.step, args.read, args.index or None)
+    engine = engine_lib.Engine(args.workdir, folder, args.step, args.read, args.index or None, bits=args.bits)
     bad = len(folder) - int(engine.index.good.sum())
     notes = [f"{len(folder):,} images", f"{engine.embedded:,} embedded now"]
     notes += [f"{bad:,} can't be read"] * bool(bad) + [f"{folder.outside:,} links lead out of the folder"] * bool(folder.outside)
@@ -67,7 +71,7 @@ def run(args):
     questions = [engine.text(args.text)] if args.text else []
     questions += [engine.image(pathlib.Path(args.image).read_bytes())] if args.image else []
     for hit in engine.nearest(questions, args.count):
-        print(f"{hit.score:.3f}  {page.shown(folder.files[hit.row].name)}")
+        print(f"{hit.score:.3f}  {page.shown(folder.files[hit.row].name)}" + (f"  [{'; '.join(hit.words)}]" if hit.words else ""))
 
 
 if __name__ == "__main__":

@@ -10,21 +10,30 @@ import numpy as np
 from mcd_jax import embed as embed_lib
 from mcd_jax import evaluate, fingerprint
 from mcd_jax.data import image as image_lib
-from mcd_jax.evals import entries, rows
+from mcd_jax.evals import entries, hamming, rows
 from mcd_jax.evals import search as search_lib
+from mcd_jax.search import concepts as concepts_lib
 from mcd_jax.search import index as index_lib
 
 LETTERS = 1000            # of a question; far more than any context holds
 BYTES = 16 * 2 ** 20      # of an image that asks
+FIRED = 64                # units of an image's sparse codes that are kept, the strongest
 
 
 class Refused(ValueError):
     """A question that can't be answered; the message says why and what would be right."""
 
 
+class Question(NamedTuple):
+    unit: np.ndarray             # (D,) float32, unit: what is looked for
+    codes: np.ndarray | None     # (K,) of the head's hash, by whose signs images are found first; None: by `unit` alone
+    concepts: np.ndarray | None  # (H,) sparse codes, by which hits are explained
+
+
 class Hit(NamedTuple):
     row: int              # which file of the folder
     score: float          # cosine of the question and the image
+    words: tuple          # names of the concepts that both have
 
 
 class One:
@@ -43,46 +52,58 @@ class One:
 class Engine:
     """Answers to texts, images and both. Threads may share it.
 
+    A run whose objective has a head "concepts" explains its hits. With `bits`, images are found by the Hamming distance of hash
+    codes (the embedding's image_hash, text_hash) and the nearest `shortlist` of them ordered by cosine.
+
     Attributes:
       folder: `folder.Folder`. index: `index.Index`. embedded: number of files embedded when this was made.
-      concepts: None; see `explain`.
     """
 
-    def __init__(self, workdir, folder, step=None, read="params", path=None, batch_size=64):
+    def __init__(self, workdir, folder, step=None, read="params", path=None, batch_size=64, bits=False, shortlist=200):
         """
         Args:
           workdir: folder of a run with a checkpoint. step: which one, the newest when None.
           folder: `folder.Folder`. read: whose parameters, see `embed.parameters`.
           path: file of the index; None: one for each folder below <workdir>/search.
-          batch_size: images that are embedded at a time.
+          batch_size: images that are embedded at a time. bits, shortlist: see above.
 
         Raises:
-          FileNotFoundError, ValueError: no such run, step or parameters; a run without an image and a text view.
+          FileNotFoundError, ValueError: no such run, step or parameters; a run without an image and a text view, or
+            whose towers read stored embeddings; bits of a run without hash codes.
         """
         self.folder = folder
         self._job, self._state = evaluate.open_run(workdir, step)
         self._job.pipeline.close()
+        model = self._job.config.model
+        if any(model.get(kind, {}).get("name") == "stored" for kind in ("image", "text")):
+            raise ValueError(f"{workdir}: this run reads stored embeddings, so it can't look at files: train it over its towers")
         pipes = evaluate.default_views(self._job.config)
         for name in ("image", "text"):
             if name not in pipes:
                 raise ValueError(f"{workdir}: its config has no view from which to tell how it takes a question's {name}")
         self._views = {name: rows.pick(pipes, [name], "search") for name in ("image", "text")}
+        heads = self._job.objective.heads
+        self._heads = ("embed", "concepts") if "concepts" in heads else ("embed",)
+        self.concepts = concepts_lib.Concepts(pathlib.Path(workdir) / "analysis/concepts.json") if "concepts" in heads else None
         place = evaluate.placement(self._job.mesh)
-        self._embed = {size: embed_lib.make_embed(self._job.objective, read, evaluate.batch_rows(size, self._job.mesh), place)
-                       for size in (1, batch_size)}
-        self._size, self._lock = batch_size, threading.Lock()
+        self._embed = {size: embed_lib.make_embed(self._job.objective, read, evaluate.batch_rows(size, self._job.mesh), place,
+                                                  heads=self._heads) for size in (1, batch_size)}
+        self._size, self._lock, self._bits, self._shortlist = batch_size, threading.Lock(), bits, shortlist
         prints = fingerprint.fingerprints(embed_lib.parameters(self._state, read))
         digest = hashlib.sha256(repr(sorted(prints.items())).encode()).hexdigest()
-        stamp = index_lib.stamp(form=1, network=digest, view=pipes["image"])
+        stamp = index_lib.stamp(form=2, network=digest, view=pipes["image"], heads=self._heads)
         default = pathlib.Path(workdir) / "search" / f"{hashlib.sha256(folder.root.encode()).hexdigest()[:16]}.npz"
         self.index, self.embedded = index_lib.refresh(path or default, stamp, folder, self._encode)
         self._rows = np.flatnonzero(self.index.good)
         if not len(self._rows):
             raise ValueError(f"none of the {len(folder)} images below {folder.root} can be read")
-        self._search = search_lib.Index(self.index.image[self._rows])
+        if bits and "hash" not in self.index.extra:
+            raise ValueError(f"{workdir}: this run makes no hash codes; those of objectives that hash do")
+        self._search = hamming.Index(self.index.extra["hash"][self._rows]) if bits else search_lib.Index(
+            self.index.image[self._rows])
 
     def text(self, question):
-        """(D,) float32, unit: the embedding of a text.
+        """The `Question` of a text.
 
         Raises:
           Refused: nothing but white space, or over LETTERS characters.
@@ -94,7 +115,7 @@ class Engine:
         return self._one("text", rows.Texts([question]))
 
     def image(self, data):
-        """(D,) float32, unit: the embedding of an image file's bytes.
+        """The `Question` of an image file's bytes.
 
         Raises:
           Refused: no image that can be decoded, or over BYTES.
@@ -108,31 +129,54 @@ class Engine:
         return self._one("image", One(data))
 
     def member(self, row):
-        """(D,) float32, unit: the embedding of an image of the folder.
+        """The `Question` of an image of the folder.
 
         Raises:
           Refused: there is no such row, or its file can't be used.
         """
         if not 0 <= row < len(self.folder) or not self.index.good[row]:
             raise Refused(f"there is no usable image number {row}: they go from 0 to {len(self.folder) - 1}")
-        return self.index.image[row]
+        extra = self.index.extra
+        codes = np.unpackbits(extra["hash"][row]).astype(np.float32) - 0.5 if "hash" in extra else None
+        return Question(self.index.image[row], codes, self._sparse(row) if self.concepts else None)
 
     def nearest(self, questions, count):
-        """The `count` images nearest to the sum of some embeddings, nearest first (ties as the files): list of `Hit`."""
-        question = entries.unit(np.sum(questions, axis=0)[None])
+        """The `count` images nearest to the sum of some `Question`s, nearest first (ties as the files): list of `Hit`."""
+        unit = entries.unit(np.sum([question.unit for question in questions], axis=0)[None])
         count = min(count, len(self._rows))
-        near = next(self._search.shortlist(question, count))[1][0]
-        scores = self._search.rows[near] @ question[0]
-        order = sorted(range(len(near)), key=lambda i: (-scores[i], self._rows[near[i]]))
-        return [Hit(int(self._rows[near[i]]), float(scores[i])) for i in order]
+        if self._bits:
+            codes = np.sum([question.codes for question in questions], axis=0)[None]
+            near = self._search.search(hamming.pack(codes), max(count, self._shortlist))[1][0]
+        else:
+            near = next(self._search.shortlist(unit, count))[1][0]
+        scores = self.index.image[self._rows[near]] @ unit[0]
+        order = sorted(range(len(near)), key=lambda i: (-scores[i], self._rows[near[i]]))[:count]
+        fired = np.sum([question.concepts for question in questions], axis=0) if self.concepts else None
+        return [Hit(row, score, tuple(self.concepts.words(fired, self._sparse(row))) if self.concepts else ())
+                for row, score in ((int(self._rows[near[i]]), float(scores[i])) for i in order)]
+
+    def _sparse(self, row):
+        """(H,) codes of an image of the folder."""
+        units, values, size = (self.index.extra[f"concepts_{part}"][row] for part in ("units", "values", "size"))
+        codes = np.zeros(int(size), np.float32)
+        codes[units[values > 0]] = values[values > 0]
+        return codes
 
     def _one(self, name, source):
         with self._lock, jax.set_mesh(self._job.mesh):
             found, _ = rows.encode(self._embed[1], self._state, source, self._views[name], [name], 1)
-        return found[name][0]
+        return Question(*(found[key][0] if key in found else None for key in (name, f"{name}_hash", f"{name}_codes")))
 
     def _encode(self, some):
         with jax.set_mesh(self._job.mesh):
             found, good = rows.encode(self._embed[self._size], self._state, self.folder, self._views["image"], ["image"],
                                       self._size, indices=some)
-        return {"image": found["image"]}, good
+        out = {"image": found["image"]}
+        if "image_hash" in found:
+            out["hash"] = hamming.pack(found["image_hash"])
+        if "image_codes" in found:   # few units fire: their numbers and values
+            codes = found["image_codes"]
+            units = np.argsort(-codes, axis=1, kind="stable")[:, :FIRED].astype(np.int32)
+            out |= {"concepts_units": units, "concepts_values": np.take_along_axis(codes, units, axis=1),
+                    "concepts_size": np.full(len(codes), codes.shape[1], np.int32)}
+        return out, good

@@ -157,7 +157,7 @@ class Handler(server.BaseHTTPRequestHandler):
                                        asked="like the picture that was sent")
 
     def _hits(self, hits):
-        return [(hit.row, self._name(hit.row), hit.score, []) for hit in hits]
+        return [(hit.row, self._name(hit.row), hit.score, list(hit.words)) for hit in hits]
 
     def _name(self, row):
         return page_lib.shown(self.server.engine.folder.files[row].name)
