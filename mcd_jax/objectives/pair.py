@@ -249,10 +249,12 @@ def dense_head(towers):
     def dense(params, memory, batch):
         out = {}
         if "image" in batch:
-            tokens = _apply(towers, View("image", "image"), params, batch)["tokens"]
+            view = View("image", "image")
+            tokens = _apply(towers, (view,), params, batch)[view]["tokens"]
             out["tokens"] = towers_lib.unit(towers_lib.project(params, "image", tokens))
         if "text" in batch:
-            out["text"] = _apply(towers, View("text", "text"), params, batch)["z"]
+            view = View("text", "text")
+            out["text"] = _apply(towers, (view,), params, batch)[view]["z"]
         return out
     return dense
 
