@@ -139,7 +139,7 @@ def test_two_heads_of_one_name_and_a_method_without_parts_are_refused(monkeypatc
     monkeypatch.setattr(other, "make", lambda config: (one := siglip(config))._replace(heads={"match": one.heads["embed"]}))
     with pytest.raises(ValueError, match=r"'clip' and 'siglip' both have a head 'match'"):
         tiny.build("clip+siglip")
-    assert set(tiny.build("clip+gcl")[0].heads) == {"embed", "match"}
+    assert set(tiny.build("clip+gcl")[0].heads) == {"embed", "dense", "match"}
 
 
 def test_sections_are_set_from_the_command_line_and_survive_the_file(tmp_path):

@@ -235,7 +235,7 @@ def test_the_learning_rates_of_the_released_schedule():
     np.testing.assert_allclose(fixed[9, 0], 1e-3 * (1 + np.cos(np.pi * 8 / 9)) / 2, rtol=1e-4)
     with pytest.raises(ValueError, match="needs every=<duration>"):
         optim.make(dict(schedule=dict(name="stairs")), {"w": jax.ShapeDtypeStruct((2,), np.float32)}, 70, 512, 3584)
-    with pytest.raises(ValueError, match="belong to name='stairs'"):
+    with pytest.raises(ValueError, match="every belongs to name='stairs'"):
         optim.make(dict(schedule=dict(name="cosine", every=3)), {"w": jax.ShapeDtypeStruct((2,), np.float32)}, 70, 512, 3584)
 
 

@@ -83,7 +83,8 @@ def make(model_config, vocab_size, context, eot, image_size, pad=0, group_size=0
     def normalised(pixels):
         return ((pixels.astype(jnp.float32) / 255 - mean[None, None, None]) / std[None, None, None]).astype(dtype)
 
-    blank = jnp.zeros((1, image_size, image_size, 3), dtype), jnp.full((1, context), eot, jnp.int32)
+    words = context or 0   # None where stored rows are read and there are no tokens
+    blank = jnp.zeros((1, image_size, image_size, 3), dtype), jnp.full((1, words), eot or 0, jnp.int32)
     if "shared" in config:
         return _one(config, dtype, image_size, texts, dim, scales, common, normalised, blank)
     _, image_tower, image_proj = tower(config, "image", image_size=image_size)
