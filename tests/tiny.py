@@ -12,7 +12,8 @@ from mcd_jax import step as step_lib
 SIZE, CONTEXT, VOCAB, EOT, BATCH = 16, 6, 32, 2, 8
 METHODS = ("clip", "siglip", "slip", "mcd", "gcl", "m2mix", "albef", "limoe", "loupe", "vl_sae", "ahlr", "dchmt",
            "dsph", "mcd+gcl")   # "+": composed
-MOST = [pytest.param(name, marks=pytest.mark.full if name in ("dchmt", "dsph", "loupe", "mcd+gcl") else ()) for name in METHODS]   # for slow tests
+SLOW = ("dchmt", "dsph", "loupe", "mcd+gcl")   # to compile
+MOST = [pytest.param(name, marks=pytest.mark.full if name in SLOW else ()) for name in METHODS]   # for slow tests
 LOCKED = {"vl_sae": ("image", "image/proj", "text", "text/proj")}   # methods over frozen towers
 SMALL = {"vl_sae": dict(k=8, ratio=4), "slip": dict(hidden=16, out_dim=8), "mcd": dict(ssl_hidden=16, ssl_dim=8),
          "m2mix": dict(temperature=0.0, m2_learned=True),

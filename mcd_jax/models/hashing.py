@@ -94,7 +94,7 @@ def keep_largest(p, share, whole_batch=False):
     p = jax.lax.stop_gradient(p)
     scores = jnp.mean(p, axis=0, keepdims=True) if whole_batch else p
     count = jnp.ceil(share * p.shape[1] - 1e-4).astype(jnp.int32)
-    least = jnp.take(jnp.sort(scores, axis=1), p.shape[1] - count, axis=1)[:, None]   # one sort: two argsorts cost a step 30 ms more
+    least = jnp.take(jnp.sort(scores, axis=1), p.shape[1] - count, axis=1)[:, None]   # one sort is faster than two argsorts
     above, equal = scores > least, scores == least
     mask = above | (equal & (jnp.cumsum(equal, axis=1) <= count - jnp.sum(above, axis=1, keepdims=True)))
     return jnp.broadcast_to(mask, p.shape).astype(jnp.float32)
