@@ -7,6 +7,8 @@
 
     --config=configs/vl_sae_emoji.py:model=separate      an ablation, of MODELS below
     --config=configs/vl_sae_emoji.py:run=runs/mcd_emoji  the encoders of another run
+    --config=configs/vl_sae_emoji.py:judge=runs/clip_emoji  stored embeddings that judge the concepts beside the run's own, so that
+                                                         concepts of different encoders can be compared
     --config=configs/vl_sae_emoji.py:towers=1            the run's towers in memory, in place of stored embeddings
 
 The recipe is the released one (Adam, 1e-3, batches of 512, stairs of an epoch, the last at 0), over more epochs: 4,725 drawings
@@ -33,7 +35,7 @@ HELD_OUT = "openmoji_train"
 
 
 def get_config(arguments=""):
-    given = pretrain.arguments(arguments, model="vl_sae", run="runs/clip_emoji", towers=0)
+    given = pretrain.arguments(arguments, model="vl_sae", run="runs/clip_emoji", judge="", towers=0)
     if given["model"] not in MODELS:
         raise ValueError(f"model={given['model']} is not one of {', '.join(MODELS)}")
     config = emoji.base(f"{EPOCHS} epochs", dict(image=f"decode|resize({emoji.SIZE})"))
@@ -43,6 +45,8 @@ def get_config(arguments=""):
         towers(config, given["run"])
     else:
         stored(config, given["run"])
+    if given["judge"]:
+        config.evals.concepts.judged = dict(**config.evals.concepts.train, features=embeddings("train", given["judge"]))
     config.optimizer.update(optimizers=((".*", dict(name="adamw", b1=0.9, b2=0.999, eps=1e-8)),), lr=1e-3, weight_decay=0.0,
                             schedule=((".*", dict(name="stairs", every="1 epoch", warmup="2 epochs")),), clip_norm=0.0)
     config.checkpoint = dict(every="50 percent", keep=1, best="")
@@ -55,10 +59,14 @@ def stored(config, run):
     about = pathlib.Path(run) / "train.array_record.json"
     width = json.loads(about.read_text())["width"]["image_embedding"] if about.is_file() else WIDTH
     tower = dict(name="stored", width=width, proj="none")
-    config.data.source = dict(name="embeddings", path=f"{run}/train.array_record")
+    config.data.source = embeddings("train", run)
     config.data.views, config.data.cache = views, False
     config.model = dict(image=tower, text=tower, embed_dim=width)
-    config.evals = evaluations(lambda split: dict(name="embeddings", path=f"{run}/{split}.array_record"), {})
+    config.evals = evaluations(lambda split: embeddings(split, run), {})
+
+
+def embeddings(split, run):
+    return dict(name="embeddings", path=f"{run}/{split}.array_record")
 
 
 def towers(config, run):
