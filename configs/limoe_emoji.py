@@ -10,7 +10,7 @@ Arguments after the colon, all optional, as in --config=configs/limoe_emoji.py:e
   capacity  places of an expert as a multiple of its fair share (1.05)
   experts   8; of which each token uses one, in blocks 1 and 3 of 4
   mcd       off; on: MCD's terms on the same tower
-  steps     600, of 128 pairs: 16 epochs, four minutes of one core
+  steps     400, of 128 pairs: 11 epochs, three minutes of one core
 
 16 patches to 12 tokens of text, padding among them, which is a token like others (see models/shared.py). Thresholds are the paper's
 shares of all experts [low to medium].
@@ -26,7 +26,7 @@ ENTROPIES = ("local_text", "global_text", "global_image")
 
 
 def get_config(arguments=""):
-    args = pretrain.arguments(arguments, kind="limoe", entropy="on", priority="on", capacity=1.05, experts=8, mcd="off", steps=600)
+    args = pretrain.arguments(arguments, kind="limoe", entropy="on", priority="on", capacity=1.05, experts=8, mcd="off", steps=400)
     if args["kind"] not in KINDS or any(args[name] not in ("on", "off") for name in ("entropy", "priority", "mcd")):
         raise ValueError(f"limoe_emoji.py:{arguments}: kind is one of {', '.join(KINDS)}; entropy, priority and mcd are on or off")
     with_mcd, num = args["mcd"] == "on", args["experts"]

@@ -25,7 +25,7 @@ CONFIG = __file__.rpartition("/")[0] + "/configs/locked.py"
 CASES = [pytest.param("clip", ("text",), marks=pytest.mark.full), pytest.param("siglip", ("image",), marks=pytest.mark.full),
          pytest.param("slip", ("text", "text/proj"), marks=pytest.mark.full), ("mcd", ("text",)), ("mcd", ("image", "text"))]
 METHODS = [pytest.param(method, marks=[] if method in ("clip", "mcd") else pytest.mark.full) for method in tiny.METHODS
-           if method not in tiny.LOCKED]
+           if method not in (*tiny.LOCKED, "limoe")]   # one tower for both can't be locked by half
 
 
 def steps(method, names, count=1, **how):
@@ -73,9 +73,9 @@ def test_the_trained_part_gets_the_gradient_it_gets_unlocked(method):
 
     memory = {**start(locked, trained), "locked": rest}
     want = jax.jit(jax.grad(lambda p: loss(free, p, start(free, p))))(state.params)
-    got, to_memory = jax.jit(jax.grad(lambda p, m: loss(locked, p, m), argnums=(0, 1)))(trained, memory)
+    got, to_memory = jax.jit(jax.grad(lambda p, m: loss(locked, p, m), argnums=(0, 1), allow_int=True))(trained, memory)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6), got, towers.split(want, names)[0])
-    assert not any(np.asarray(g).any() for g in jax.tree.leaves(to_memory))
+    assert not any(np.asarray(g).any() for g in jax.tree.leaves(to_memory) if g.dtype != jax.dtypes.float0)
     jax.tree.map(np.testing.assert_array_equal, pair.whole(trained, memory), state.params)
     head = [objective.heads["embed"](p, m, {k: batch[k] for k in ("image", "text")})
             for objective, p, m in ((free, state.params, start(free, state.params)), (locked, trained, memory))]
@@ -83,7 +83,7 @@ def test_the_trained_part_gets_the_gradient_it_gets_unlocked(method):
 
 
 @pytest.mark.parametrize("microbatches", [1, 2])
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", [one for one in METHODS if "albef" not in one.values])   # its BERT reads masked captions too
 def test_a_locked_tower_is_computed_once_forward_and_never_backward(method, microbatches):
     """FLOPs of the step's trace by the depth of the locked tower: one forward pass (MCD's teacher makes a second one), no more."""
     def flops(depth):

@@ -217,7 +217,8 @@ def make(config):
             return out
         found = head.apply(params["regions"], tokens)
         k_token, k_pair = jax.random.split(key)
-        warm, keep, past = step < opts.first, {}, {name: _standard(memory["statistics"][name]) for name in live}
+        warm, keep = step < opts.first, {}
+        past = jax.lax.stop_gradient({name: _standard(memory["statistics"][name]) for name in live})
         if "token" in live:
             keep["token"] = token_level(out, tokens, found, past["token"], params, memory, batch, k_token, warm)
         if "pair" in live:
