@@ -283,7 +283,8 @@ def test_both_maskings_leave_nothing_of_an_image_whose_cells_are_all_left_out():
         np.testing.assert_allclose(seen["worths"][:, 1], jnp.sum(unit["image"] * unit["text"], axis=1), atol=1e-5)
 
 
-PLAYED = dict(token_labels="sampled", token_scale="sigmoid")   # all regions, and labels that are more than their order
+PLAYED = dict(token_labels="sampled", token_scale="sigmoid", anchors=((0.6, 0.6), (1.2, 1.2)))   # all regions, some of many cells,
+# with labels that are more than their order
 SWITCHES = [dict(geometry="soft_cover"), dict(project="shared"), {**PLAYED, "masking": "input"}, {**PLAYED, "worth": "softmax"},
             dict(every=True), dict(token_labels="sampled"), dict(pair_labels="sampled"), dict(pair_labels="exact"),
             dict(token_scale="sigmoid"), dict(pair_scale="minmax"), dict(temperature=0.0), dict(beta=0.25),
