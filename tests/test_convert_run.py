@@ -6,7 +6,9 @@ import jax
 import numpy as np
 import pytest
 
+from configs import limoe_emoji
 from mcd_jax import checkpoint, evaluate
+from mcd_jax import config as config_lib
 from mcd_jax.convert import __main__ as cli
 from mcd_jax.convert import files, open_clip, runs, tables
 
@@ -111,3 +113,9 @@ def test_wrong_commands_are_refused(workdir, tmp_path, capsys):
     cli.main(["formats"])
     printed = capsys.readouterr().out
     assert "open_clip: import and export" in printed and "openai: import and export" in printed and "ViT-L/14@336px" in printed
+
+
+def test_one_tower_for_both_modalities_has_no_counterpart(tmp_path):
+    config_lib.save(limoe_emoji.get_config(), tmp_path / "config.json")
+    with pytest.raises(SystemExit, match=r"one tower for both modalities \(config.model.shared\) has no counterpart"):
+        cli.main(["export", f"--workdir={tmp_path}", "--to=open_clip", f"--out={tmp_path / 'out'}"])

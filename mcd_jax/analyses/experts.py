@@ -2,7 +2,7 @@
 
 Pairs of an evaluation go through the trained towers, each modality by itself, without noise and with the places that evaluations
 have. An expert "sees" a token when the router's choice is it, whether or not it has room. Beside `analysis/experts.json`, which the
-report draws, the page is written by itself as `<workdir>/experts.html`.
+report draws, the page is written by itself as `<workdir>/analysis/experts.html`.
 """
 import collections
 import os
@@ -35,7 +35,7 @@ def arguments(parser):
 
 
 def run(args):
-    """Measures every --workdir, writes `analysis/experts.json` and `experts.html` into it, and prints a summary.
+    """Measures every --workdir, writes `analysis/experts.json` and `.html` into it, and prints a summary.
 
     Raises:
       ValueError, OSError: a folder that is no run, a model without experts, or an evaluation that there isn't.
@@ -46,10 +46,10 @@ def run(args):
         path = analyze.write(workdir, "experts", result)
         with workdir_lib.opened(workdir) as small:
             text = document(f"{small.name}: experts", [], {"experts": (page.TITLE, page.section(result))})
-            part = small.folder / f".experts.{os.getpid()}.html"
+            part = small.folder / "analysis" / f".experts.{os.getpid()}.html"
             part.write_text(text)
-            part.replace(small.folder / "experts.html")
-        print(summary(result), f"wrote {path} and {str(workdir).rstrip('/')}/experts.html", sep="\n", flush=True)
+            part.replace(part.with_name("experts.html"))
+        print(summary(result), f"wrote {path} and {path.removesuffix('json')}html", sep="\n", flush=True)
     return found
 
 

@@ -92,11 +92,14 @@ def open_run(workdir, read="params", step=None):
 
     Raises:
       FileNotFoundError: no config.json or no checkpoint.
-      ValueError: no such step or `read`, or no text view to take the tokenizer from.
+      ValueError: no such step or `read`, no text view to take the tokenizer from, or one tower for both modalities.
     """
     with workdir_lib.opened(workdir, write=False) as small:
         config = config_lib.read(small.folder / "config.json")
         figures = evaluate.latest(small.folder)
+    if "shared" in config.model:
+        raise ValueError(f"{workdir}: one tower for both modalities (config.model.shared) has no counterpart in other libraries; "
+                         "`python -m mcd_jax.embed` stores what it makes of your data")
     saver = checkpoint.Checkpoints(workdir, read_only=True)
     step = saver.latest() if step is None else step
     if step not in saver.steps():
