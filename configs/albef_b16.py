@@ -33,6 +33,7 @@ def get_config(arguments=""):
         mean=(0.48145466, 0.4578275, 0.40821073), std=(0.26862954, 0.26130258, 0.27577711))
     config.objective = config_lib.objective("albef", mask_id=MASK, queue=args["queue"])
     config.optimizer.lr, config.optimizer.weight_decay, config.optimizer.clip_norm = 1e-4, 0.02, 0.0
+    config.optimizer.optimizers = ((".*", dict(name="adamw", b1=0.9, b2=0.999, eps=1e-8)),)
     config.optimizer.schedule = ((".*", dict(name="cosine", warmup="2000 steps", start=0.1, final=0.1, hold="1 epoch",
                                              warmup_hold="100 steps")),)
     config.optimizer.decay_mask = ((".*/bias|.*/scale", False), (".*", True))

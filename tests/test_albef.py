@@ -44,6 +44,7 @@ def test_parameter_counts_of_the_published_model():
 
 def test_learning_rates_of_the_published_code():
     config, steps = albef_b16.get_config(), 7800   # steps of an epoch of 4.0M images
+    assert dict(config.optimizer.optimizers)[".*"] == dict(name="adamw", b1=0.9, b2=0.999, eps=1e-8)   # torch's AdamW
     _, found = optim.make(config.optimizer.to_dict() | {"bounds": (), "decay_mask": ()}, {"w": jnp.zeros((2, 2))},
                           total_steps=30 * steps, batch_size=512, examples=512 * steps)
     rate = lambda step: float(found["lr"](jnp.int32(step)))
