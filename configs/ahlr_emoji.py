@@ -4,12 +4,14 @@
     python -m mcd_jax.train --config=configs/ahlr_emoji.py:run=runs/clip_emoji,variant=baseline --workdir=runs/linear_hash_emoji
 
 variant=both (AHLR-R, the default), mask, auxiliary, baseline: the ablation; baseline is a linear hash layer on the embeddings with
-the label-aware contrastive loss; "pair" is the baseline without labels, with only a drawing's own caption as positive.
+the label-aware contrastive loss. Controls: "gate" is the mask's network without the mask, which leaves no channel out; "pair" is
+the baseline without labels, with only a drawing's own caption as positive.
 """
 from configs import hashing_emoji, pretrain
 
 OFF = {"auxiliary": 0.0, "guide": 0.0}
-VARIANTS = {"both": {}, "mask": dict(weights=OFF), "auxiliary": dict(mask=False), "baseline": dict(mask=False, weights=OFF),
+VARIANTS = {"both": {}, "mask": dict(weights=OFF, rate=6e-2), "gate": dict(weights=OFF, keep=1.0, rate=6e-2),
+            "auxiliary": dict(mask=False), "baseline": dict(mask=False, weights=OFF),
             "pair": dict(mask=False, weights=OFF, positives="pair")}
 
 
@@ -23,6 +25,8 @@ def get_config(arguments=""):
 
 def sweep(add):
     """The ablation, 16 to 128 bits, three seeds: `python -m mcd_jax.sweep --config=configs/ahlr_emoji.py:run=... --workdir=...`."""
-    off = {f"objective.weights.{term}": weight for term, weight in OFF.items()}
-    plain = {"objective.mask": False}
-    hashing_emoji.runs(add, {}, off, plain, {**plain, **off}, {**plain, **off, "objective.positives": "pair"})
+    names = {"mask": "objective.mask", "positives": "objective.positives", "keep": "objective.keep", "rate": "optimizer.lr"}
+    variants = [{names[key]: value for key, value in changes.items() if key != "weights"}
+                | {f"objective.weights.{term}": weight for term, weight in changes.get("weights", {}).items()}
+                for changes in VARIANTS.values()]
+    hashing_emoji.runs(add, *variants)

@@ -6,7 +6,7 @@ from configs import hashing_emoji
 
 
 def get_config(arguments=""):
-    return hashing_emoji.base(arguments, "dchmt")
+    return hashing_emoji.base(arguments, "dchmt", rate=6e-2)
 
 
 def sweep(add):
