@@ -10,7 +10,7 @@ from configs import hashing_emoji
 
 
 def get_config(arguments=""):
-    config = hashing_emoji.base(arguments, "dsph")
+    config = hashing_emoji.base(arguments, "dsph", rate=2e-1)
     if config.objective.classes <= 16:
         config.objective.threshold = 0.0
     proxies = "proxies"
