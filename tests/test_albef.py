@@ -81,6 +81,7 @@ def built():
     return objective, jax.jit(step_lib.make_step(objective, tx, weights)), jax.jit(objective.forward), state, batch
 
 
+@pytest.mark.full
 def test_the_teacher_is_averaged_before_the_forward_pass(built):
     """At step 0 it is the student; at step 1 it is m theta_0 + (1 - m) theta_1, the published code's order."""
     objective, step, forward, first, batch = built

@@ -38,6 +38,7 @@ def keys(groups):
 # ---- the tower ----
 
 
+@pytest.mark.full
 def test_evaluations_see_rows_alone_and_modalities_alone():
     built, params, pixels, tokens = tower()
     both = jax.jit(lambda p, x, t: built.both(p, x, t))(params, pixels, tokens)
@@ -62,6 +63,7 @@ def test_in_training_texts_change_images_only_by_the_places_they_take():
     assert np.abs(a - b).max() > 1e-3 and kept < 8 * 4
 
 
+@pytest.mark.full
 def test_capacity_in_evaluation_is_a_setting_and_routes_say_who_was_dropped():
     built, params, pixels, tokens = tower(eval_capacity=0.4, group_size=4)
     routes = jax.jit(lambda p, x: built.routes(p, "image", x))(params, pixels)
@@ -157,6 +159,7 @@ def outcome(statistics, microbatches=1, group_size=2):
     return jax.jit(forward)(jax.random.key(1))
 
 
+@pytest.mark.full
 def test_statistics_of_groups_and_of_the_batch_are_exact_in_microbatches():
     (grouped, metrics, out), (pooled, _, _) = outcome("group"), outcome("batch", 2)
     for name in ("clip", "local_text", "local_image", "z"):
@@ -233,6 +236,7 @@ def test_rematerialisation_repeats_the_two_of_the_forward_pass():
     assert hlo.collectives(text)["all-to-all"]["count"] == 6
 
 
+@pytest.mark.full
 def test_a_checkpoint_moves_between_meshes_of_experts(tmp_path):
     state = tiny.build("limoe")[3]
 

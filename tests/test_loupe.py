@@ -69,6 +69,7 @@ def slow_worth(scores, mask):
     return (np.mean([max(row) for row in rows]) + np.mean([max(columns[:, j]) for j in range(p)])) / 2
 
 
+@pytest.mark.full
 def test_padding_and_order_of_phrases_and_regions():
     draw = np.random.default_rng(0)
     scores = draw.normal(size=(3, 2)).astype(np.float32)
@@ -172,6 +173,7 @@ def test_kept_cells_stay_and_the_others_are_grey():
     assert (found[0, 0, :4, 4:] == 127.5).all() and (found[0, 1] == 127.5).all()
 
 
+@pytest.mark.full
 def test_geometry_learns_by_the_soft_cover_alone():
     tokens = jax.random.normal(jax.random.key(0), (2, 16, 8))
     for moved in (False, True):
@@ -258,6 +260,7 @@ def objective_tokens(state, batch):
     return loupe.pair.towers_of(tiny.config("loupe")).image(state.params, batch["image"])["tokens"]
 
 
+@pytest.mark.full
 def test_both_maskings_leave_nothing_of_an_image_whose_cells_are_all_left_out():
     """The worth of nobody is the same for all images; of all players, the embeddings' cosine."""
     for masking in ("input", "tokens"):
@@ -329,6 +332,7 @@ def test_options_that_do_not_fit_are_refused(changes, words):
         loupe.make(tiny.config("loupe", **changes))
 
 
+@pytest.mark.full
 def test_the_estimator_sees_the_coalition_and_calibrates_within_bounds():
     net = estimator.of_regions((4, 8), 8, 8, 1, 2)
     params = net.init(jax.random.key(0))

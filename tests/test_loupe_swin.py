@@ -45,6 +45,7 @@ def test_merging_takes_rows_first():
     np.testing.assert_array_equal(swin.merged(x)[0, 0, 0], [0, 2, 1, 3])
 
 
+@pytest.mark.full
 def test_scanned_equals_unrolled_and_remade():
     x = jax.random.normal(jax.random.key(0), (2, 16, 16, 3))
     plain = made(pool="query")
