@@ -17,7 +17,7 @@ test: $(VENV)/.dev
 	$(BIN)/python $(PYTEST) -m "not full" tests
 
 test-all: $(VENV)/.dev $(VENV)/.tpu
-	$(BIN)/python $(PYTEST) -m full tests
+	$(BIN)/python $(PYTEST) --dist worksteal -m full tests   # half of them stand in one file
 
 test-peers: $(PEERS)/.done
 	$(PEERS)/bin/python -m pytest -q --confcutdir=tests/peers tests/peers
