@@ -3,7 +3,9 @@
 Three vendors' drawings of the training concepts are seen; a fourth vendor's (openmoji), 10 % of the concepts (test) and another 5 %
 (validation, for choosing) are not.
 """
+import json
 import math
+import pathlib
 
 from mcd_jax import config as config_lib
 
@@ -62,6 +64,29 @@ def temperature(config, start=0.0, learned=True):
 def source(split, **more):
     """A source of the embedded set whose rows have the English label as their first text."""
     return dict(name="emoji", split=split, **{"captions": ("label",), "languages": ("en",), **more})
+
+
+def stored(split, run):
+    """The source of the embeddings that `python -m mcd_jax.embed` wrote of a split into the folder `run`."""
+    return dict(name="embeddings", path=f"{run}/{split}.array_record")
+
+
+def on_embeddings(config, run, width):
+    """Makes a config train on the stored embeddings in the folder `run`, in place of images. width: where none are yet."""
+    about = pathlib.Path(run) / "train.array_record.json"
+    width = json.loads(about.read_text())["width"]["image_embedding"] if about.is_file() else width
+    tower = dict(name="stored", width=width, proj="none")
+    config.data.source = stored("train", run)
+    config.data.views, config.data.cache = dict(image="column('image_embedding')", text="column('text_embedding')"), False
+    config.model = dict(image=tower, text=tower, embed_dim=width)
+
+
+def on_towers(config, run):
+    """Makes a config train over the towers of `run`, locked in memory."""
+    config.data.views.text = LABEL.format(tokenizer="emoji")
+    config.data.source.captions = ("label",)
+    config.model.locked = ("image", "image/proj", "text", "text/proj")
+    config.init_locked = dict(image=run, text=run)
 
 
 def evaluations(read, size=SIZE, tokenizer="emoji"):

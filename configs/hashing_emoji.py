@@ -16,9 +16,6 @@ test split ask, drawn by the same vendors, and a fourth vendor's drawings of the
 BertAdam, half their epochs. The rate of each method is the best of 1e-3, 5e-3, 2e-2, 6e-2 and 2e-1 by mAP of groups on the
 validation concepts, at 32 bits and one seed.
 """
-import json
-import pathlib
-
 from configs import emoji, pretrain
 from mcd_jax import config as config_lib
 from mcd_jax.data.emoji import names
@@ -38,39 +35,17 @@ def base(arguments, objective, rate=2e-2, **changes):
     config = emoji.base("50 epochs", dict(image=f"decode|resize({emoji.SIZE})"))
     config.objective = config_lib.objective(objective, bits=given["bits"], classes=CLASSES[given["label"]], **changes)
     if given["towers"]:
-        towers(config, given["run"])
+        emoji.on_towers(config, given["run"])
+        config.evals = evaluations(emoji.source)
     else:
-        stored(config, given["run"])
+        emoji.on_embeddings(config, given["run"], WIDTH)
+        config.evals = evaluations(lambda split: emoji.stored(split, given["run"]))
     config.data.views.label = f"column({given['label']!r})"
     config.optimizer.update(optimizers=((".*", dict(name="bertadam")),), lr=given["lr"], weight_decay=0.2,
                             decay_mask=((".*", True),), clip_norm=1.0, clip_per="tensor",
                             schedule=((".*", dict(name="bert_cosine", warmup="10 percent")),))
     config.checkpoint = dict(every="50 percent", keep=1, best="")
     return config
-
-
-def stored(config, run):
-    """Reads the files that `python -m mcd_jax.embed` wrote into the folder `run`."""
-    about = pathlib.Path(run) / "train.array_record.json"
-    width = json.loads(about.read_text())["width"]["image_embedding"] if about.is_file() else WIDTH
-    tower = dict(name="stored", width=width, proj="none")
-    config.data.source = source("train", run)
-    config.data.views, config.data.cache = dict(image="column('image_embedding')", text="column('text_embedding')"), False
-    config.model = dict(image=tower, text=tower, embed_dim=width)
-    config.evals = evaluations(lambda split: source(split, run))
-
-
-def source(split, run):
-    return dict(name="embeddings", path=f"{run}/{split}.array_record")
-
-
-def towers(config, run):
-    """Puts the towers of `run` into memory."""
-    config.data.views.text = emoji.LABEL.format(tokenizer="emoji")
-    config.data.source.captions = ("label",)
-    config.model.locked = ("image", "image/proj", "text", "text/proj")
-    config.init_locked = dict(image=run, text=run)
-    config.evals = evaluations(emoji.source)
 
 
 def evaluations(source):

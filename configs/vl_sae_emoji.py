@@ -14,9 +14,6 @@
 The recipe is the released one (Adam, 1e-3, batches of 512, stairs of an epoch, the last at 0), over more epochs: 4,725 drawings
 are a 600th of its 3 million pairs. k is 96 of 1,536 units, the released share (256 of 4,096).
 """
-import json
-import pathlib
-
 from configs import emoji, pretrain
 from mcd_jax import config as config_lib
 from mcd_jax.sweep import grid
@@ -42,41 +39,18 @@ def get_config(arguments=""):
     config.batch_size = 512
     config.objective = config_lib.objective("vl_sae", k=96, **MODELS[given["model"]])
     if given["towers"]:
-        towers(config, given["run"])
+        emoji.on_towers(config, given["run"])
+        config.evals = evaluations(emoji.source, dict(templates=emoji.GROUP_TEMPLATES, names=emoji.GROUP_NAMES, tokenizer="emoji",
+                                                      context=emoji.CONTEXT))
     else:
-        stored(config, given["run"])
+        emoji.on_embeddings(config, given["run"], WIDTH)
+        config.evals = evaluations(lambda split: emoji.stored(split, given["run"]), {})
     if given["judge"]:
-        config.evals.concepts.judged = dict(**config.evals.concepts.train, features=embeddings("train", given["judge"]))
+        config.evals.concepts.judged = dict(**config.evals.concepts.train, features=emoji.stored("train", given["judge"]))
     config.optimizer.update(optimizers=((".*", dict(name="adamw", b1=0.9, b2=0.999, eps=1e-8)),), lr=1e-3, weight_decay=0.0,
                             schedule=((".*", dict(name="stairs", every="1 epoch", warmup="2 epochs")),), clip_norm=0.0)
     config.checkpoint = dict(every="50 percent", keep=1, best="")
     return config
-
-
-def stored(config, run):
-    """Reads the files that `python -m mcd_jax.embed` wrote into the folder of `run`."""
-    views = dict(image="column('image_embedding')", text="column('text_embedding')")
-    about = pathlib.Path(run) / "train.array_record.json"
-    width = json.loads(about.read_text())["width"]["image_embedding"] if about.is_file() else WIDTH
-    tower = dict(name="stored", width=width, proj="none")
-    config.data.source = embeddings("train", run)
-    config.data.views, config.data.cache = views, False
-    config.model = dict(image=tower, text=tower, embed_dim=width)
-    config.evals = evaluations(lambda split: embeddings(split, run), {})
-
-
-def embeddings(split, run):
-    return dict(name="embeddings", path=f"{run}/{split}.array_record")
-
-
-def towers(config, run):
-    """Puts the towers of `run` into memory."""
-    config.data.views.text = emoji.LABEL.format(tokenizer="emoji")
-    config.data.source.captions = ("label",)
-    config.model.locked = ("image", "image/proj", "text", "text/proj")
-    config.init_locked = dict(image=run, text=run)
-    config.evals = evaluations(lambda split: emoji.source(split), dict(templates=emoji.GROUP_TEMPLATES, names=emoji.GROUP_NAMES,
-                                                                      tokenizer="emoji", context=emoji.CONTEXT))
 
 
 def evaluations(source, prompts):

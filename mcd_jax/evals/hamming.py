@@ -3,27 +3,11 @@
 faiss's binary index (IndexBinaryFlat) where it is installed, else numpy's popcount; both give the same neighbours in the same
 order: by distance, and of equal ones the lower row first.
 """
-import importlib.util
-
 import numpy as np
 
-BACKENDS = ("faiss", "exact")
+from mcd_jax.evals.search import backend
+
 _BLOCK = 2 ** 25   # bytes of distances that are held at a time
-
-
-def backend(name=None):
-    """`name`, or "faiss" where that is installed and "exact" elsewhere.
-
-    Raises:
-      ValueError: an unknown name, or faiss is asked for and not installed.
-    """
-    there = importlib.util.find_spec("faiss") is not None
-    if name is None:
-        return "faiss" if there else "exact"
-    if name not in BACKENDS or (name == "faiss" and not there):
-        raise ValueError(f"search={name!r} must be one of {', '.join(BACKENDS)}" + (
-            "" if there else "; faiss is not installed (pip install faiss-cpu)"))
-    return name
 
 
 def pack(codes):
