@@ -5,8 +5,9 @@ python -m mcd_jax.train --config=configs/albef_b16.py:source=/data/pairs/*.array
 
 Optimizer, schedule and switches are those of the published code (salesforce/ALBEF at b9727e4): AdamW without clipping, decay 0.02
 of all but biases and norms (positions, class token and temperature have it), a rate that changes every 100 steps in the first 2,000
-and then every epoch. Groups of 64 rows are its 64 images per process. The published weights can be imported
-(`python -m mcd_jax.convert import`); the ViT of a new run starts from scratch unless config.init_from gives one.
+and then every epoch. Groups of 64 rows are its 64 images per process; a device holds whole groups, so at 512 rows 16 chips need
+group=32. The published weights can be imported (`python -m mcd_jax.convert import`); the ViT of a new run starts from scratch
+unless config.init_from gives one.
 RandAugment is not among the operations of this package: the view is a crop, a flip and colour jitter. Not trained here: compiled
 ahead of time only. tokenizer: BERT's (uncased) as a tokenizer.json.
 """

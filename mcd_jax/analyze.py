@@ -19,15 +19,20 @@ def names():
     return sorted(module.name for module in pkgutil.iter_modules(analyses.__path__))
 
 
-def write(workdir, name, result):
-    """Writes an analysis into a run's folder, whole or not at all; numbers get six digits, those that aren't finite become null."""
+def write(workdir, name, result, page=None):
+    """Writes an analysis into a run's folder, whole or not at all; numbers get six digits, those that aren't finite become null.
+
+    page: name of the run -> HTML, which then stands beside it. Returns where: "<workdir>/analysis/<name>.json[ and <name>.html]".
+    """
     with workdir_lib.opened(workdir) as small:
+        texts = {"json": json.dumps(plain(result)) + "\n", **({"html": page(small.name)} if page else {})}
         folder = small.folder / "analysis"
         folder.mkdir(exist_ok=True)
-        part = folder / f".{name}.{os.getpid()}.json"
-        part.write_text(json.dumps(plain(result)) + "\n")
-        part.replace(folder / f"{name}.json")
-    return f"{str(workdir).rstrip('/')}/analysis/{name}.json"
+        for kind, text in texts.items():
+            part = folder / f".{name}.{os.getpid()}.{kind}"
+            part.write_text(text, encoding="utf-8")
+            part.replace(folder / f"{name}.{kind}")
+    return f"{str(workdir).rstrip('/')}/analysis/{name}.json" + (f" and {name}.html" if page else "")
 
 
 def read(folder):

@@ -61,6 +61,7 @@ def default():
     config.resume_from = ""         # another workdir whose whole state this run continues
     config.init_from = ""           # another workdir whose parameters this run starts from
     config.init_fresh = ()          # regexes of parameters that it doesn't give: they start as without it, such as "logit_scale"
+    config.init_copies = ()         # (regex of parameters, the one of config.init_from that each starts as): ("b/(.*)", r"a/\1")
     config.init_locked = dict(image="", text="")   # workdirs that have the weights of the towers in config.model.locked
     return config
 
@@ -176,6 +177,15 @@ def check(config):
             re.compile(regex)
         except (re.error, TypeError) as error:
             raise ValueError(f"config.init_fresh: {regex!r} is not a regular expression: {error}") from error
+    for pair in config.get("init_copies", ()):
+        try:
+            regex, other = pair
+            re.sub(regex, other, "")
+        except (re.error, TypeError, ValueError) as error:
+            raise ValueError(f"config.init_copies: {pair!r} is not a pair of a regular expression and what replaces it, such as "
+                             f"('decoder/(.*)', r'fusion/\\1'): {error}") from error
+        if not config.init_from:
+            raise ValueError(f"config.init_copies: {pair!r} copies parameters of config.init_from, which is empty")
     if not config.objective.name:
         raise ValueError("config.objective.name is empty: name a module of mcd_jax/objectives or your own dotted path")
     for kind, folder in config.get("init_locked", {}).items():

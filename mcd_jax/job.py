@@ -3,13 +3,14 @@
 `train`, `evaluate` and the benchmarks build the same `Job`, so what one measures is what another runs.
 """
 from collections.abc import Callable
+import re
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
-from mcd_jax import checkpoint, duration, optim, tally
+from mcd_jax import checkpoint, duration, fingerprint, optim, tally
 from mcd_jax import config as config_lib
 from mcd_jax import mesh as mesh_lib
 from mcd_jax import step as step_lib
@@ -106,7 +107,8 @@ def objective_of(config):
 def initial(config, abstract):
     """What config.init_from and config.init_locked hold for a new run: (parameters or None, locked towers), for `Job.init`.
 
-    init_from gives every parameter, those of locked towers too, except the towers that init_locked names.
+    init_from gives every parameter, those of locked towers too, except the towers that init_locked names. What it has under another
+    name is named by init_copies.
 
     Args:
       abstract: the `Job`'s State of shapes.
@@ -122,8 +124,12 @@ def initial(config, abstract):
     params = None
     if config.init_from:
         rest = {kind: tower for kind, tower in shapes.items() if kind not in folders}
-        stored = checkpoint.restore_from(config.init_from, pair.whole(abstract.params, {"locked": rest}), "params",
-                                         config.get("init_fresh", ()), besides="|".join(f"params/{kind}/.*" for kind in folders))
+        wanted = pair.whole(abstract.params, {"locked": rest})
+        copies = copied(config, wanted)
+        fresh = (*config.get("init_fresh", ()), *map(re.escape, copies))
+        stored = checkpoint.restore_from(config.init_from, wanted, "params", fresh,
+                                         besides="|".join(f"params/{kind}/.*" for kind in folders))
+        stored = _with(stored, wanted, copies, config.init_from)
         params, locked = towers_lib.split(stored, [name for name in names if name.split("/")[0] not in folders])
         towers |= locked
     for kind in shapes:
@@ -131,6 +137,45 @@ def initial(config, abstract):
             raise ValueError(f"config.model.locked={names!r}: the locked {kind} tower needs trained weights, and there are none: "
                              f"set config.init_locked.{kind} to a workdir that has them, or config.init_from to a whole model's")
     return params, towers
+
+
+def copied(config, wanted):
+    """What config.init_copies says of the parameters `wanted`: path -> the path in config.init_from's run that it starts as.
+
+    The first pair whose regex matches a whole path counts.
+
+    Raises:
+      ValueError: a regex matches no parameter.
+    """
+    paths, found = list(fingerprint.flat(wanted)), {}
+    for regex, other in config.get("init_copies", ()):
+        own = [path for path in paths if re.fullmatch(regex, path)]
+        if not own:
+            raise ValueError(f"config.init_copies: {regex!r} matches no parameter of this config")
+        found = {**{path: re.sub(regex, other, path) for path in own}, **found}
+    return found
+
+
+def _with(params, wanted, copies, folder):
+    """Nested `params` and, at the paths of `copies`, other parameters of the run in `folder`."""
+    if not copies:
+        return params
+    leaves, others = fingerprint.flat(wanted), {}
+    for path, other in copies.items():
+        _put(others, other, leaves[path])
+    others = fingerprint.flat(checkpoint.restore_from(folder, others, "params", besides=".*"))
+    params = jax.tree.map(lambda x: x, params)
+    for path, other in copies.items():
+        _put(params, path, jnp.copy(others[other]))   # an array of its own: the step donates it
+    return params
+
+
+def _put(tree, path, leaf):
+    """Sets a leaf of a nested dict."""
+    *folders, name = path.split("/")
+    for folder in folders:
+        tree = tree.setdefault(folder, {})
+    tree[name] = leaf
 
 
 def locked_line(abstract):

@@ -39,6 +39,8 @@ def test_a_percentage_needs_a_whole():
     (lambda c: c.update(ema=1.0), "config.ema=1.0 must lie in"),
     (lambda c: c.update(log_every=0), "config.log_every=0"),
     (lambda c: c.update(optimiser={}), "unknown config key: 'optimiser'; did you mean 'optimizer'"),
+    (lambda c: c.update(init_copies=(("a(", "b"),), init_from="x"), r"config.init_copies: \('a\(', 'b'\) is not a pair"),
+    (lambda c: c.update(init_copies=(("a/(.*)", r"b/\1"),)), "copies parameters of config.init_from, which is empty"),
     (lambda c: c.checkpoint.update(evry=3), "unknown config.checkpoint key: 'evry'; did you mean 'every'"),
 ])
 def test_check_names_the_key(change, words):

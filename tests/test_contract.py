@@ -8,7 +8,8 @@ import pytest
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "mcd_jax"
 FILES = sorted(PACKAGE.rglob("*.py"))
-METHODS = ("clip", "siglip", "slip", "mcd", "gcl", "m2mix", "albef", "loupe", "limoe", "vl_sae", "ahlr", "dchmt", "dsph")
+METHODS = ("clip", "siglip", "slip", "mcd", "gcl", "m2mix", "albef", "answering", "judging", "assigning", "loupe", "limoe",
+           "vl_sae", "ahlr", "dchmt", "dsph")
 
 
 def imports(path):

@@ -317,7 +317,7 @@ def test_an_image_is_decoded_once_for_all_of_its_views(monkeypatch):
 
 @pytest.mark.parametrize("spec, words", [
     ("decode|crop(8,0.5", "is not a pipe of operations"),
-    ("decode|shear(8)", "view 'view': no operation 'shear'; there are background, blur, caption, captions, center, column, crop, "),
+    ("decode|shear(8)", "view 'view': no operation 'shear'; there are background, blank, blur, caption, captions, center, "),
     ("decode|crop(8)", r"view 'view': 'crop\(8\)' in 'decode\|crop\(8\)': missing a required argument: 'min_scale'; it is "
                        r"crop\(size, min_scale, max_scale=1.0"),
     ("decode|crop(8,0.5,scale=2)", "got an unexpected keyword argument 'scale'"),

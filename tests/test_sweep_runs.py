@@ -58,7 +58,9 @@ def test_as_many_run_at_a_time_as_asked(tmp_path):
 def test_a_signal_reaches_the_runs_and_starts_no_other(tmp_path):
     wait = ("print('ready', flush=True)", "time.sleep(60)")
     first, second, third = planned(tmp_path, "for s in range(3): add(seed=s)")
-    polite = fake(first, "signal.signal(signal.SIGTERM, lambda *_: sys.exit(75))", *wait)
+    # a second signal while the interpreter ends would kill it: handlers in Python are gone by then
+    polite = fake(first, "signal.signal(signal.SIGTERM, lambda *_: (signal.signal(signal.SIGTERM, signal.SIG_IGN), sys.exit(75)))",
+                  *wait)
     stubborn = fake(second, "signal.signal(signal.SIGTERM, signal.SIG_IGN)", *wait)
     stop = []
 

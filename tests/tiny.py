@@ -10,21 +10,24 @@ from mcd_jax import job, load, optim
 from mcd_jax import step as step_lib
 
 SIZE, CONTEXT, VOCAB, EOT, BATCH = 16, 6, 32, 2, 8
-METHODS = ("clip", "siglip", "slip", "mcd", "gcl", "m2mix", "albef", "limoe", "loupe", "vl_sae", "ahlr", "dchmt",
-           "dsph", "mcd+gcl")   # "+": composed
-SLOW = ("dchmt", "dsph", "loupe", "mcd+gcl")   # to compile
+METHODS = ("clip", "siglip", "slip", "mcd", "gcl", "m2mix", "albef", "answering", "judging", "assigning", "limoe", "loupe",
+           "vl_sae", "ahlr", "dchmt", "dsph", "mcd+gcl")   # "+": composed
+SLOW = ("answering", "judging", "assigning", "dchmt", "dsph", "loupe", "mcd+gcl")   # to compile
 MOST = [pytest.param(name, marks=pytest.mark.full if name in SLOW else ()) for name in METHODS]   # for slow tests
 LOCKED = {"vl_sae": ("image", "image/proj", "text", "text/proj")}   # methods over frozen towers
 SMALL = {"vl_sae": dict(k=8, ratio=4), "slip": dict(hidden=16, out_dim=8), "mcd": dict(ssl_hidden=16, ssl_dim=8),
          "m2mix": dict(temperature=0.0, m2_learned=True),
          "albef": dict(mask_id=VOCAB, mask_rate=0.4, queue=2 * BATCH, fusion_layers=1),
+         "answering": dict(start_id=VOCAB, fusion_layers=1, decoder_layers=1, longest=4),
+         "judging": dict(fusion_layers=1, second="augmented", label="kind"), "assigning": dict(fusion_layers=1),
          "limoe": dict(least_image=3.9, least_text=4.0, statistics="batch"),
-         "loupe": dict(regions=2, anchors=((0.6, 0.6), (0.9, 0.9)), hidden=8, masking="tokens", samples=4, first=0, token_quota=1,
+         "loupe": dict(regions=2, anchors=((0.6, 1.2), (1.2, 1.2)), hidden=8, masking="tokens", samples=4, first=0, token_quota=1,
                        pair_quota=3, estimator_width=8, estimator_depth=1, estimator_heads=2),
          "ahlr": dict(bits=16), "dchmt": dict(bits=16), "dsph": dict(bits=16, threshold=0.1)}
 IMAGE = dict(name="resnet", widths=(8, 8), depths=(1, 1), stem_patch=4, mask_patch=4, norm="layer")
 TEXT = dict(name="text", width=8, depth=1, num_heads=2, mlp_dim=16)
-TEXTS = {"albef": dict(name="bert", width=8, depth=1, num_heads=2, mlp_dim=16, spare_ids=1)}
+BERT = dict(name="bert", width=8, depth=1, num_heads=2, mlp_dim=16, spare_ids=1)
+TEXTS = dict.fromkeys(("albef", "answering", "judging", "assigning"), BERT)
 SHARED = dict(width=8, depth=2, num_heads=2, mlp_dim=16, patch_size=8, experts=dict(num=4, group_size=1))   # of limoe
 
 
@@ -76,7 +79,12 @@ def batch(seed=0, size=BATCH):
     label[:2] = [[1, 1, 0, 0, 0], [0, 0, 1, 1, 0]]           # several each, and none in common
     phrases = np.zeros((size, 3, 2), np.int32)
     phrases[:, 0], phrases[::2, 1] = (0, 2), (2, 5)          # one phrase or two, and room for a third
-    return {**views, "text": text, "label": label, "phrases": phrases}
+    answers = np.where(np.arange(4) < 3, rng.integers(3, VOCAB, (size, 2, 4)), 0).astype(np.int32)   # of one word or two
+    answers[:, 0, 2], answers[:, 1, 1:] = EOT, (EOT, 0, 0)
+    weights = np.tile(np.float32([0.7, 0.3]), (size, 1))
+    weights[1::2] = 1, 0                                     # and half of the questions have one answer
+    return {**views, "text": text, "label": label, "phrases": phrases, "answers": answers, "weights": weights,
+            "kind": np.arange(size, dtype=np.int32) % 3}
 
 
 def hashing(method, given=None, rows=None, **changes):

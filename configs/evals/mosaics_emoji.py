@@ -4,8 +4,10 @@
     python -m mcd_jax.evaluate --workdir=runs/clip_emoji --evals=configs/evals/mosaics_emoji.py:use=dense
 
 "vendor" shows training concepts drawn by the vendor that nobody saw, "concepts" the held-out concepts. Regions come from the
-method's own head where it has one; use=dense takes heat maps of token similarities from any two towers. side=3 makes mosaics of
-nine; images are shown at `size` px. A guess among the tiles is right in 1 of side * side. Also read= and images=.
+method's own head where it has one; use=dense takes heat maps of token similarities from any two towers; use=heat those of a method
+that reads image and name together (layer=1 the first of them; there is no detection then). With heat maps grounding also chooses
+among the drawings, which a guess does rightly in 1 of side * side. side=3 makes mosaics of nine; images are shown at `size` px.
+Also read= and images=.
 """
 from configs import emoji, pretrain
 
@@ -13,7 +15,8 @@ SPLITS = {"vendor": "openmoji_train", "concepts": "test"}
 
 
 def get_evals(arguments=""):
-    args = pretrain.arguments(arguments, use="auto", side=2, size=emoji.SIZE, images=500, read="params")
+    args = pretrain.arguments(arguments, use="auto", side=2, size=emoji.SIZE, images=500, read="params",
+                              layer=0)
     text = emoji.LABEL.format(tokenizer="emoji")
     views = dict(image=f"decode|resize({args['size']})", text=text)
     found = {"grounding": {}, "detection": {}}
@@ -21,6 +24,9 @@ def get_evals(arguments=""):
         source = dict(name="mosaic", source=emoji.source(split), label="concept_id", side=args["side"], size=4 * emoji.SIZE,
                       examples=args["images"])
         common = dict(source=source, use=args["use"], read=args["read"])
-        found["grounding"][name] = dict(common, views=views)
+        maps = dict(layer=args["layer"]) if args["use"] == "heat" else {}
+        found["grounding"][name] = dict(common, views=views, **maps, **(dict(proposals="boxes") if args["use"] != "auto" else {}))
+        if args["use"] == "heat":
+            continue
         found["detection"][name] = dict(common, views=views, names=emoji.source(split), label="concept_id")
     return found

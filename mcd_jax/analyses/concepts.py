@@ -5,14 +5,11 @@ has the figures. Beside `<workdir>/analysis/concepts.json`, a page to browse the
 opens offline (search by word, click a concept). Pictures come from the source itself, or for stored embeddings from the source
 that was embedded, if it is still there.
 """
-import os
-
 import jax
 import numpy as np
 
 from mcd_jax import analyze, evaluate, store
 from mcd_jax import embed as embed_lib
-from mcd_jax import workdir as workdir_lib
 from mcd_jax.data import image, pack, pipeline
 from mcd_jax.evals import concepts, rows
 from mcd_jax.report import concepts as page_lib
@@ -44,12 +41,8 @@ def run(args):
     found = {}
     for workdir in args.workdir:
         result = measure(workdir, args)
-        path = analyze.write(workdir, "concepts", result)
-        with workdir_lib.opened(workdir) as small:
-            part = small.folder / "analysis" / f".concepts.{os.getpid()}.html"
-            part.write_text(page_lib.browser(analyze.plain(result), small.name), encoding="utf-8")
-            part.replace(part.with_name("concepts.html"))
-        print(summary(result), f"wrote {path} and {path.removesuffix('json')}html", sep="\n", flush=True)
+        path = analyze.write(workdir, "concepts", result, lambda name: page_lib.browser(analyze.plain(result), name))
+        print(summary(result), f"wrote {path}", sep="\n", flush=True)
         found[workdir] = result
     return found
 

@@ -5,14 +5,12 @@ have. An expert "sees" a token when the router's choice is it, whether or not it
 report draws, the page is written by itself as `<workdir>/analysis/experts.html`.
 """
 import collections
-import os
 
 import jax
 import numpy as np
 
 from mcd_jax import analyze, evaluate
 from mcd_jax import embed as embed_lib
-from mcd_jax import workdir as workdir_lib
 from mcd_jax.data import pipeline
 from mcd_jax.evals import rows
 from mcd_jax.markup import document
@@ -43,13 +41,9 @@ def run(args):
     found = {}
     for workdir in args.workdir:
         found[workdir] = result = measure(workdir, args)
-        path = analyze.write(workdir, "experts", result)
-        with workdir_lib.opened(workdir) as small:
-            text = document(f"{small.name}: experts", [], {"experts": (page.TITLE, page.section(result))})
-            part = small.folder / "analysis" / f".experts.{os.getpid()}.html"
-            part.write_text(text)
-            part.replace(part.with_name("experts.html"))
-        print(summary(result), f"wrote {path} and {path.removesuffix('json')}html", sep="\n", flush=True)
+        path = analyze.write(workdir, "experts", result, lambda name: document(
+            f"{name}: experts", [], {"experts": (page.TITLE, page.section(result))}))
+        print(summary(result), f"wrote {path}", sep="\n", flush=True)
     return found
 
 

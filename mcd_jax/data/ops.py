@@ -51,6 +51,14 @@ def stream(name):
     return Op(lambda look, _: look, "image", "image", stream=f"stream {name}")
 
 
+def blank():
+    """Every pixel black: nothing is left to see, for what a model says without its image."""
+    def run(look, _):
+        look.pixels, look.matrix = np.zeros_like(look.pixels), None
+        return look
+    return Op(run, "image", "image")
+
+
 # ---- geometry ----
 
 

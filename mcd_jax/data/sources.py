@@ -17,6 +17,9 @@ mapping of `config.data.source`; its `name` says which kind, the other keys are 
     dict(name="embeddings", path="runs/x/train.array_record")                what python -m mcd_jax.embed wrote
     dict(name="mixture", sources=dict(a=dict(...), b=dict(...)), weights=dict(a=1, b=3))
     dict(name="mosaic", source=dict(...), label="concept_id")                several images of a source on one canvas, with boxes
+    dict(name="questions", split="train")                                    questions about the embedded data set, with answers
+    dict(name="vqa", path="/data", tables=("vqa_train.json", "vg_qa.json"))  questions and answers of VQA v2 and Visual Genome
+    dict(name="judged", set="snli_ve", path="/data", table="ve_train.json")  SNLI-VE and NLVR2: texts judged on images
     dict(name="my_lab.pairs", ...)                                           a module with make(spec) -> source
 
 `columns=dict(image="jpg", text="caption")` tells which stored column serves as image, text and key ("a/b": b inside a).
@@ -33,7 +36,7 @@ from mcd_jax.data.image import Bad
 from mcd_jax.load import load
 
 KINDS = ("emoji", "tfds", "array_record", "webdataset", "tfrecord", "parquet", "folder", "image_folder", "karpathy", "embeddings",
-         "hashing", "mixture", "mosaic")
+         "hashing", "mixture", "mosaic", "questions", "vqa", "judged")
 
 
 def open(spec):

@@ -4,7 +4,7 @@ import simplejpeg
 
 
 class Standin:
-    """`examples` times the same example: image (JPEG bytes), text, key."""
+    """`examples` times the same example: image (JPEG bytes), text, key; as a question it has choices and weights, see vqa.py."""
 
     def __init__(self, examples):
         self._image = simplejpeg.encode_jpeg(np.full((256, 256, 3), 128, np.uint8))
@@ -14,7 +14,8 @@ class Standin:
         return self._examples
 
     def __getitem__(self, index):
-        return {"image": self._image, "text": "a grey square", "key": str(index)}
+        return {"image": self._image, "text": "a grey square", "key": str(index), "choices": ["grey"],
+                "weights": np.eye(1, 10, dtype=np.float32)[0]}
 
 
 def make(spec):

@@ -149,6 +149,16 @@ class Tokenizer:
             row[:] = self.row(text, context)
         return rows
 
+    def decoded(self, row):
+        """The text of a row (n,) of ids, without start, end and padding; what stands after the end is left out."""
+        ids = []
+        for i in map(int, row):
+            if i == self.eot:
+                break
+            if i not in (self.sot, self.pad):
+                ids.append(i)
+        return self._text(ids).strip()
+
     def pieces(self, row):
         """What a row (context,) says: [(ids, their text)] without the padding; several ids where only together they are letters."""
         ids = [int(i) for i in row]

@@ -1,4 +1,5 @@
 """Boxes, (left, top, right, bottom) as shares of the image: overlap, suppression, average precision, and boxes out of heat maps."""
+import cv2
 import numpy as np
 from scipy import ndimage
 
@@ -87,3 +88,23 @@ def from_heat(heat, share=0.5):
     rows, columns = np.flatnonzero(part.any(1)), np.flatnonzero(part.any(0))
     box = np.array([columns[0], rows[0], columns[-1] + 1, rows[-1] + 1], np.float32) / side
     return box, part.reshape(-1)
+
+
+def proposal_scores(heat, boxes, height, width, power=0.5):
+    """(n,) float64: the heat inside each of the boxes (n, 4) over its area ** power, for an image of height x width pixels.
+
+    The map is resized to the image's pixels (bicubic); a box holds the pixels from its left and top edge, rounded down, to its
+    right and bottom one, and its area is not rounded.
+
+    Args:
+      heat: (side * side,), row-major, from 0. power: 0 prefers large boxes, 1 takes the mean heat.
+
+    Source: Li et al. 2021 (ALBEF), weakly supervised grounding on RefCOCO+, after Yu et al. 2018 (MAttNet)'s proposals.
+    """
+    side = round(len(heat) ** 0.5)
+    pixels = cv2.resize(np.asarray(heat, np.float32).reshape(side, side), (width, height), interpolation=cv2.INTER_CUBIC)
+    scores = []
+    for box in np.asarray(boxes, np.float64) * (width, height, width, height):
+        left, top, right, bottom = np.floor(box + 1e-6).astype(int)
+        scores.append(pixels[top:bottom, left:right].sum(dtype=np.float64) / max(area(box[None])[0], 1e-9) ** power)
+    return np.array(scores)

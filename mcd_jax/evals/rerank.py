@@ -64,15 +64,15 @@ def make(config, name):
     def states(embed, state, rest):
         """(states of the images (n, ...), of the texts (m, ...), tokens (m, L)) of the rows that retrieval found usable."""
         head = embed.head(config.get("states", "states"))
-        image, _ = rows.encode(_like(head, embed), state, source, views["image"], ["image"], size, indices=rest["image"])
+        image, _ = rows.encode(rows.like(head, embed), state, source, views["image"], ["image"], size, indices=rest["image"])
         if texts == "first":
             of, indices = source, rest["text"]
         else:
             _, first = np.unique(rest["ids"], return_index=True)
             own = retrieval.captions(source, first, None if texts == "all" else texts)
             of, indices = rows.Texts(itertools.chain.from_iterable(own)), None
-        tokens = _tokens(of, views["text"], indices, size)
-        text = _like(head, embed)(state, {"text": tokens})
+        tokens = rows.tokens(of, views["text"], indices, size)
+        text = rows.like(head, embed)(state, {"text": tokens})
         return image["image_states"], text["text_states"], tokens
 
     def fn(embed, state):
@@ -108,20 +108,3 @@ def make(config, name):
 
     return fn
 
-
-def _like(head, embed):
-    """`head` with what `rows.encode` reads of an embedding made for several processes."""
-    def call(state, batch):
-        return head(state, batch)
-    for name in ("held", "batch_size", "exchange"):
-        if hasattr(embed, name):
-            setattr(call, name, getattr(embed, name))
-    return call
-
-
-def _tokens(source, view, indices, size):
-    """int32 (m, L) token rows of a source's rows."""
-    def keep(state, batch):
-        return {"tokens": batch["text"]}
-    found, good = rows.encode(keep, None, source, view, ["text"], size, indices=indices)
-    return found["tokens"][good]

@@ -142,6 +142,24 @@ def encode(embed, state, source, views, names, batch_size, indices=None, togethe
     return {key: np.concatenate([part[key] for part in parts]) for key in parts[0]}, np.concatenate(good)
 
 
+def like(head, embed):
+    """`head` with what `encode` reads of an embedding made for several processes."""
+    def call(state, batch):
+        return head(state, batch)
+    for name in ("held", "batch_size", "exchange"):
+        if hasattr(embed, name):
+            setattr(call, name, getattr(embed, name))
+    return call
+
+
+def tokens(source, view, indices, size):
+    """int32 (m, L) token rows of a source's rows, all of them when `indices` is None; `view`: `pipeline.Views` of "text"."""
+    def keep(state, batch):
+        return {"tokens": batch["text"]}
+    found, good = encode(keep, None, source, view, ["text"], size, indices=indices)
+    return found["tokens"][good]
+
+
 def _spread(values, places, count):
     """An array of `count` rows with `values` at `places` and zeros elsewhere."""
     if len(places) == count:

@@ -12,9 +12,12 @@ import jax.numpy as jnp
 from mcd_jax.losses import contrastive
 from mcd_jax.losses.ssl import unit
 
+NOBODY = -100   # the id of keys that no row has: those that a queue starts with
+
 
 class Rows(NamedTuple):
-    """Per row (B,), float32, nats: cross-entropies with its own key and the teacher's distribution, and KL(teacher | student)."""
+    """Per row (B,), float32, nats: cross-entropies with its own key, or with all that have its id alike, and with the teacher's
+    distribution, and KL(teacher | student)."""
     hard: Any
     soft: Any
     kl: Any
@@ -30,7 +33,7 @@ def write(queue, rows, at):
     return jax.lax.dynamic_update_index_in_dim(queue, rows.astype(queue.dtype), at, 0)
 
 
-def cross_entropies(x, teacher, own, queue, scale, group, form="auto"):
+def cross_entropies(x, teacher, own, queue, scale, group, form="auto", ids=None):
     """The `Rows` of one direction.
 
     Row i's logits are scale * x_i . k for the keys k: `own` of the rows of its group, and the whole queue. The teacher's
@@ -43,9 +46,11 @@ def cross_entropies(x, teacher, own, queue, scale, group, form="auto"):
       queue: (S, B, D) earlier rows of `own`, or None.
       scale: () inverse temperature.
       group: rows of a group; B: the keys of the whole batch.
+      ids: None, or int32 (B,) of the rows and (S, B) of the queue's (None without one). A row's target is then spread evenly over
+        all keys that it reaches and whose id is its own, several captions of one image for example; its own key is one of them.
 
     Source: Li et al. 2021 (ALBEF, arXiv 2107.07651), equations 1, 2 and 6. Cross-entropy is linear in its target, so the loss with
-    targets mixed by alpha is (1 - alpha) hard + alpha soft.
+    targets mixed by alpha is (1 - alpha) hard + alpha soft. Several positives: the published code's fine-tuning for retrieval.
     """
     teacher, own, queue = jax.lax.stop_gradient((teacher, own, queue))
     at = jnp.arange(len(own)) // group
@@ -54,6 +59,9 @@ def cross_entropies(x, teacher, own, queue, scale, group, form="auto"):
         keys = jnp.concatenate([keys, jnp.swapaxes(queue, 0, 1)], axis=1)
         reach = jnp.concatenate([reach, jnp.full(keys.shape[:1] + queue.shape[:1], -1)], axis=1)
     keys, reach = keys.reshape(-1, keys.shape[-1]), reach.reshape(-1)
+    named = None if ids is None else ids[0][:, None]
+    if named is not None and queue is not None:
+        named = jnp.concatenate([named, ids[1].T], axis=1)
 
     def sums(x, scale, rows, keys_aux, target=None):
         return contrastive.sums(x, keys, scale, _reached, rows, keys_aux, columns=False, form=form, target=target)
@@ -66,11 +74,26 @@ def cross_entropies(x, teacher, own, queue, scale, group, form="auto"):
     student = sums(x, scale, rows, key_aux, _teacher)
     entropy = below - sums(teacher, still, rows, key_aux, _teacher).row_target
     soft = student.row_lse - student.row_target
-    return Rows(student.row_lse - scale * contrastive.matching(x, own), soft, jax.lax.stop_gradient(soft - entropy))
+    positive = scale * contrastive.matching(x, own)
+    if ids is not None:
+        rows, key_aux = {"group": at, "id": ids[0]}, {"group": reach, "id": named.reshape(-1)}
+        rows["count"] = jnp.exp(contrastive.sums(jnp.zeros((len(x), 1)), jnp.zeros((len(keys), 1)), still, _alike, rows, key_aux,
+                                                 columns=False, form=form).row_lse)   # of as many equal logits
+        positive = sums(x, scale, rows, key_aux, _evenly).row_target
+    return Rows(student.row_lse - positive, soft, jax.lax.stop_gradient(soft - entropy))
 
 
 def _reached(rows, keys, i, j):
     return (keys["group"] < 0)[None, :] | (keys["group"][None, :] == rows["group"][:, None])
+
+
+def _alike(rows, keys, i, j):
+    return _reached(rows, keys, i, j) & (keys["id"][None, :] == rows["id"][:, None])
+
+
+def _evenly(rows, keys, i, j):
+    weights = jnp.where(_alike(rows, keys, i, j), 1 / rows["count"][:, None], 0.0)
+    return weights, jnp.zeros_like(weights)
 
 
 def _teacher(rows, keys, i, j):

@@ -93,7 +93,7 @@ class Bert(nn.Module):
         return {**out, **blocks, "tokens": x, "pooled": pooled}
 
 
-def layers(x, seen, *, cross=None, cross_seen=None, noise=None, dropout=0.0, **options):
+def layers(x, seen, *, cross=None, cross_seen=None, noise=None, dropout=0.0, causal=False, **options):
     """BERT's layers inside the calling module's scope: those of a text tower or, given `cross`, fusion layers.
 
     Args:
@@ -102,24 +102,30 @@ def layers(x, seen, *, cross=None, cross_seen=None, noise=None, dropout=0.0, **o
       cross_seen: bool (B, M), or None where all are seen.
       noise: float32 (B, depth) uniform in [0, 1), the seeds of dropout for each row and layer; None: no dropout.
       dropout: its rate.
+      causal: whether a position only sees itself and those before it.
       **options: as `transformer.run_blocks` takes.
 
     Returns:
       The last states and a dict "block_i" -> states after layer i.
     """
-    def mask(seen):
-        """bool (B, 1, 1, N); a row of padding only sees its first position, so that softmax stays finite."""
-        return (seen | ((jnp.arange(seen.shape[1]) == 0)[None] & ~seen.any(1, keepdims=True)))[:, None, None]
-    inputs = () if cross is None else (cross, None if cross_seen is None else mask(cross_seen))
+    inputs = () if cross is None else (cross, None if cross_seen is None else mask_of(cross_seen))
     if noise is not None:
         inputs = (*(inputs or (None, None)), jnp.float32(dropout))
     gain = None if noise is None else seeds(noise).T
-    return transformer.run_blocks(x, mask=mask(seen), layer=Block, inputs=inputs, gain=gain, **options)
+    own = mask_of(seen)
+    if causal:
+        own = own & jnp.tril(jnp.ones((x.shape[1],) * 2, bool))[None, None]
+    return transformer.run_blocks(x, mask=own, layer=Block, inputs=inputs, gain=gain, **options)
 
 
 def seeds(noise):
     """uint32 like `noise`, the bits of float32 numbers."""
     return jax.lax.bitcast_convert_type(noise.astype(jnp.float32), jnp.uint32)
+
+
+def mask_of(seen):
+    """bool (B, 1, 1, N) of `seen` (B, N); a row of padding only sees its first position, so that softmax stays finite."""
+    return (seen | ((jnp.arange(seen.shape[1]) == 0)[None] & ~seen.any(1, keepdims=True)))[:, None, None]
 
 
 def drop(x, seed, site, rate):
@@ -148,7 +154,8 @@ def _mixed(x):
 class Block(nn.Module):
     """x (B, L, W) -> (x', x'): self-attention, then attention to `cross` where it is given, then an MLP, a norm after each.
 
-    `gain` holds the seeds of dropout, uint32 (B,), or is None: no dropout. There is no drop path in BERT.
+    `gain` holds the seeds of dropout, uint32 (B,), or is None: no dropout. There is no drop path in BERT. `weigh`, if given, is
+    applied to the weights of the attention to `cross`, float32 (B, heads, L, M), in place of dropout.
     """
     num_heads: int
     mlp_dim: int
@@ -158,7 +165,7 @@ class Block(nn.Module):
     dtype: Any = jnp.float32
 
     @nn.compact
-    def __call__(self, x, gain, mask, cross=None, cross_mask=None, rate=None):
+    def __call__(self, x, gain, mask, cross=None, cross_mask=None, rate=None, weigh=None):
         def dropped(site):
             return None if gain is None else lambda y: drop(y, gain, site, rate)
 
@@ -168,13 +175,13 @@ class Block(nn.Module):
         def norm(name, x):
             return nn.LayerNorm(epsilon=self.eps, dtype=self.dtype, name=name)(x)
 
-        def attend(name, x, keys, mask, site):
-            y = transformer.Attention(self.num_heads, self.dtype, std=STD, name=name)(x, keys, mask, dropped(site))
+        def attend(name, x, keys, mask, site, weigh=None):
+            y = transformer.Attention(self.num_heads, self.dtype, std=STD, name=name)(x, keys, mask, weigh or dropped(site))
             return added(x, y, site + 1)
 
         x = norm("ln_attn", attend("attn", x, x, mask, 0))
         if cross is not None:
-            x = norm("ln_cross", attend("cross", x, cross, cross_mask, 2))
+            x = norm("ln_cross", attend("cross", x, cross, cross_mask, 2, weigh))
         x = norm("ln_mlp", added(x, transformer.Mlp(self.mlp_dim, self.act, self.dtype, std=STD, name="mlp")(x), 4))
         x = shard_batch(x)
         return x, x

@@ -4,6 +4,7 @@ A BERT is split in two: its first layers are the text tower, the rest are the la
 between its self-attention and its MLP (Li et al. 2021, ALBEF, section 3.1). They have the sizes of the tower.
 """
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -24,12 +25,15 @@ class Cross(NamedTuple):
         W)}, pooled as the text tower pools; `noise` float32 (b, noise_depth) in [0, 1) turns the tower's dropout on.
     words: (params["mlm"], table (ids, W), tokens (b, L, W)) -> float32 (b, L, ids): BERT's head, its last matrix the word table.
     match: (params["itm"], pooled (b, W)) -> float32 (b, 2).
+    relevance: (params {"fusion", "itm"}, states (b, L, W), seen bool (b, L), image (b, M, V)) -> (logits (b, 2), maps
+        (b, layers, L, M)), float32: Grad-CAM of the match logit in every fusion layer, see `relevance`.
     noise_depth: columns of noise, 0 where the tower has no dropout.
     """
     init: Callable
     fuse: Callable
     words: Callable
     match: Callable
+    relevance: Callable
     noise_depth: int
 
 
@@ -56,6 +60,40 @@ class Words(nn.Module):
         return nn.LayerNorm(epsilon=t.eps, dtype=t.dtype, name="ln")(transformer.ACTIVATIONS[t.act](x))
 
 
+def relevance(tower, logits, params, states, seen, image):
+    """How much each text position's attention to each image token speaks for a match, in every fusion layer.
+
+    The weights A (b, heads, L, M) of a layer's attention to the image are taken as variables, G is the gradient of the match logit
+    with respect to them, and the map is the mean over heads of A * max(G, 0); rows of padding are 0. Dropout is off.
+
+    Args:
+      tower: a `bert.Bert` whose depth is that of the fusion layers. logits: (params, last states, seen) -> (b, 2).
+      params: {"fusion", "itm"}; the others as `Cross.relevance` takes them.
+
+    Source: Selvaraju et al. 2017 (Grad-CAM) as Li et al. 2021 (ALBEF, section 4.5 and appendix) apply it to cross-attention.
+    """
+    blocks = transformer.unstacked(params["fusion"]) if tower.scan else params["fusion"]
+    block = bert.Block(num_heads=tower.num_heads, mlp_dim=tower.mlp_dim, depth=tower.depth, act=tower.act, eps=tower.eps,
+                       dtype=tower.dtype)
+    mask, image = bert.mask_of(seen), image.astype(tower.dtype)
+
+    def score(shifts):
+        x, weights = states.astype(tower.dtype), []
+
+        def weigh(found, shift):
+            weights.append(found)
+            return found + shift
+        for i in range(tower.depth):
+            x, _ = block.apply({"params": blocks[f"block_{i}"]}, x, None, mask, image, None, None, partial(weigh, shift=shifts[i]))
+        found = logits(params, x, seen)
+        return jnp.sum(found[:, MATCH]), (found, weights)
+
+    zeros = jnp.zeros((tower.depth, len(states), tower.num_heads, states.shape[1], image.shape[1]))
+    gradients, (found, weights) = jax.grad(score, has_aux=True)(zeros)
+    maps = jnp.mean(jnp.stack(weights) * jnp.maximum(gradients, 0), axis=2)
+    return found, jnp.where(seen[:, None, :, None], jnp.swapaxes(maps, 0, 1), 0.0)
+
+
 def make(tower, depth, image_width):
     """The fusion layers on top of a text tower.
 
@@ -80,15 +118,26 @@ def make(tower, depth, image_width):
                 "mlm": {**words, "bias": jnp.zeros((tower.vocab_size + tower.spare_ids,))},
                 "itm": {"kernel": jax.random.normal(k_match, (tower.width, 2)) * bert.STD, "bias": jnp.zeros((2,))}}
 
+    def pool(x, seen):
+        return x[:, 0] if tower.pool == "first" else masked_mean(x, seen)
+
     def fuse(params, states, seen, image, noise=None):
         x = layers.apply({"params": params}, states, seen, image, noise if tower.dropout else None)
-        return {"tokens": x, "pooled": x[:, 0] if tower.pool == "first" else masked_mean(x, seen)}
+        return {"tokens": x, "pooled": pool(x, seen)}
 
     def words(params, table, tokens):
-        x = transform.apply({"params": {k: v for k, v in params.items() if k != "bias"}}, tokens)
-        return jnp.einsum("blw,vw->blv", x, table.astype(x.dtype), preferred_element_type=jnp.float32) + params["bias"][None, None]
+        return words_of(transform, params, table, tokens)
 
     def match(params, pooled):
         return jnp.matmul(pooled.astype(jnp.float32), params["kernel"], precision="highest") + params["bias"][None]
 
-    return Cross(init, fuse, words, match, depth if tower.dropout else 0)
+    def logits(params, x, seen):
+        return match(params["itm"], pool(x, seen))
+
+    return Cross(init, fuse, words, match, partial(relevance, tower, logits), depth if tower.dropout else 0)
+
+
+def words_of(transform, params, table, tokens):
+    """float32 (b, L, ids): what BERT's head, {"dense", "ln", "bias"}, reads off `tokens` (b, L, W); `table` (ids, W) ends it."""
+    x = transform.apply({"params": {k: v for k, v in params.items() if k != "bias"}}, tokens)
+    return jnp.einsum("blw,vw->blv", x, table.astype(x.dtype), preferred_element_type=jnp.float32) + params["bias"][None, None]

@@ -12,6 +12,9 @@ the loss. The temperature is a parameter of its own and not a logarithm, as ther
 (the gradient is that at the bound value), and `config.optimizer.bounds` keeps the parameter itself inside.
 
 In-batch keys and negatives come from groups of config.group_size rows: with 64 this is what eight processes of 64 rows compute.
+
+Fine-tuning for retrieval (the code's models/model_retrieval.py) is the same with the option `ids` and without masked words: rows
+and keys of the queue with one image id match each other, targets are spread over them, and none is drawn as a negative.
 """
 from typing import NamedTuple
 
@@ -34,7 +37,8 @@ class Options(NamedTuple):
     queue: int = 65536                  # keys of earlier steps, a multiple of the batch; 0: none
     ema_m: float = 0.995                # the teacher's momentum
     temperature: float = 0.07           # at the start
-    temperature_range: tuple = (0.001, 0.5)
+    temperature_range: tuple = (0.001, 0.5)   # (): not bound, as in the published fine-tuning
+    ids: str = ""                       # batch key of int image ids, by which several rows match: fine-tuning for retrieval
     keys: str = "group"                 # in-batch keys of itc: of the row's "group" (the code) | of the whole "batch"
     mask_id: int = -1                   # id of [MASK]; must be given
     mask_rate: float = 0.15
@@ -50,7 +54,7 @@ MASKED, CHOSEN = "text/masked", "text/chosen"   # batch keys that are drawn
 
 
 def make(config):
-    """The `Objective`; terms: itc, itm, mlm, itc_distill, mlm_distill. memory: teacher, queue. Heads: also `states`, `match`.
+    """The `Objective`; terms: itc, itm, mlm, itc_distill, mlm_distill. memory: teacher, queue. Heads also: states, match, heat.
 
     Raises:
       ValueError: an option outside its range, no [MASK] id, or a text tower that isn't a BERT.
@@ -58,7 +62,7 @@ def make(config):
     opts = config_lib.options(Options, config.objective)
     contrastive.check_form(opts.form)
     towers = pair.towers_of(config)
-    cross, tower = _cross(config, towers, opts)
+    cross, tower = cross_of(config, towers, opts.fusion_layers)
     _check(opts, config, tower)
     group = config.get("group_size", 0)
     with_words, with_match = pair.live(config, "mlm", "mlm_distill"), pair.live(config, "itm")
@@ -75,15 +79,15 @@ def make(config):
             size, dim = len(batch[opts.image]), config.model.embed_dim
             both = {name: queue.start(k, opts.queue, size, dim) for name, k in zip(("image", "text"), jax.random.split(key))}
             memory["queue"] = {**both, "at": jnp.int32(0)}
+            if opts.ids:
+                memory["queue"]["ids"] = jnp.full((opts.queue // size, size), queue.NOBODY, jnp.int32)
         return memory
 
     def remember(memory, params, keep, step):
-        teacher = jax.tree.map(lambda old, new: opts.ema_m * old + (1 - opts.ema_m) * new,
-                               memory["teacher"], {name: params[name] for name in memory["teacher"]})
-        memory = {**memory, "teacher": teacher}
+        memory = {**memory, "teacher": pair.averaged(memory["teacher"], params, opts.ema_m)}
         if opts.queue:
             at = memory["queue"]["at"]
-            both = {name: queue.write(memory["queue"][name], keep[name], at) for name in ("image", "text")}
+            both = {name: queue.write(memory["queue"][name], keep[name], at) for name in keep}
             memory["queue"] = {**both, "at": (at + 1) % len(both["image"])}
         return memory
 
@@ -111,15 +115,20 @@ def make(config):
         size = len(out["image"])
         size_of_group = group or size
         temperature = params["temperature"]
-        temperature += jax.lax.stop_gradient(jnp.clip(temperature, *opts.temperature_range) - temperature)
+        if opts.temperature_range:
+            temperature += jax.lax.stop_gradient(jnp.clip(temperature, *opts.temperature_range) - temperature)
         scale = 1 / temperature
+        ids = batch[opts.ids] if opts.ids else None
         k_images, k_texts, k_noise = jax.random.split(key, 3)
         found = {"image": out["image"], "text": out["text"], "scale": scale,
                  "keep": {name: jax.lax.stop_gradient(out[f"teacher/{name}"]) for name in ("image", "text")}}
+        if opts.ids:
+            found["keep"]["ids"] = ids
         for one, other in (("image", "text"), ("text", "image")):
             entropies = queue.cross_entropies(
                 out[one], out[f"teacher/{one}"], out[f"teacher/{other}"], memory["queue"][other] if opts.queue else None, scale,
-                size_of_group if opts.keys == "group" else size, opts.form)
+                size_of_group if opts.keys == "group" else size, opts.form,
+                None if ids is None else (ids, memory["queue"]["ids"] if opts.queue else None))
             found |= {f"itc/{one}/{name}": value for name, value in entropies._asdict().items()}
 
         slices = {name.removeprefix("states/"): value for name, value in out.items() if name.startswith("states/")}
@@ -128,8 +137,11 @@ def make(config):
             def likely(one, other):
                 x, y = (z.reshape(-1, size_of_group, z.shape[-1]) for z in (out[one], out[f"teacher/{other}"]))
                 return scale * jnp.einsum("gid,gjd->gij", x, y, precision="highest")
-            images = matching.hard_negatives(k_images, likely("text", "image"))   # an image for each text
-            texts = matching.hard_negatives(k_texts, likely("image", "text"))
+            of_group = None if ids is None else ids.reshape(-1, size_of_group)
+            images = matching.hard_negatives(k_images, likely("text", "image"), of_group)   # an image for each text
+            texts = matching.hard_negatives(k_texts, likely("image", "text"), of_group)
+            if opts.ids:
+                found["negative/true"] = jnp.repeat(~matching.alone(of_group), size_of_group, total_repeat_length=size)
             slices |= {"other/image": matching.take(slices["image"], images), "other/text": matching.take(slices["text"], texts),
                        "other/seen": matching.take(slices["seen"], texts)}
             found |= {"negative/image": images, "negative/text": texts}
@@ -174,6 +186,12 @@ def make(config):
         logits = cross.match(params["itm"], pooled)
         return {"probability": jax.nn.softmax(logits)[:, cross_lib.MATCH], "score": logits[:, cross_lib.MATCH]}
 
+    def heat(params, memory, batch):
+        """Of pairs as `match` takes them: "heat" (b, layers, L, N), what of the image each word's match rests on; "score" (b,)."""
+        batch = {**states(params, memory, {k: v for k, v in batch.items() if f"{k}_states" not in batch}), **batch}
+        logits, maps = cross.relevance(params, batch["text_states"], batch["text"] != tower.pad, batch["image_states"])
+        return {"heat": maps[..., 1:], "score": logits[:, cross_lib.MATCH]}   # without the column of the pooled vector
+
     def itc(out, name):
         return 0.5 * (jnp.mean(out[f"itc/image/{name}"]) + jnp.mean(out[f"itc/text/{name}"]))
 
@@ -190,14 +208,14 @@ def make(config):
         views["teacher/masked"] = pair.View("text", MASKED, network="teacher", noisy=opts.teacher_dropout)
     return pair.objective(
         config, towers, pair.Parts(views, rows, finish, {"teacher": teacher_of}, draw),
-        needs=(opts.image, opts.text),
+        needs=(opts.image, opts.text, *filter(None, [opts.ids])),
         init=init,
         start=start,
-        terms={"itc": lambda out: itc(out, "hard"), "itm": lambda out: matching.loss(out["itm"]),
+        terms={"itc": lambda out: itc(out, "hard"), "itm": lambda out: matching.loss(out["itm"], out.get("negative/true")),
                "mlm": lambda out: words(out, "hard"), "itc_distill": lambda out: itc(out, "soft") - itc(out, "hard"),
                "mlm_distill": lambda out: words(out, "soft") - words(out, "hard")},
         metrics=_metrics(opts, itc, words, with_match, with_words, from_teacher),
-        heads={"states": states, "match": match},
+        heads={"states": states, "match": match, "heat": heat},
         remember=remember,
     )
 
@@ -216,7 +234,7 @@ def heads_of(params):
 def _metrics(opts, itc, words, with_match, with_words, from_teacher):
     found = {**pair.metrics(opts.form), "temperature": lambda out: 1 / out["scale"], "itc/kl": lambda out: itc(out, "kl")}
     if with_match:
-        found["itm/accuracy"] = lambda out: matching.accuracy(out["itm"])
+        found["itm/accuracy"] = lambda out: matching.accuracy(out["itm"], out.get("negative/true"))
     if with_words:
         found["mlm/accuracy"] = lambda out: jnp.sum(out["mlm/right"]) / jnp.maximum(jnp.sum(out["mlm/count"]), 1.0)
     if from_teacher:
@@ -224,8 +242,8 @@ def _metrics(opts, itc, words, with_match, with_words, from_teacher):
     return found
 
 
-def _cross(config, towers, opts):
-    """(the fusion layers, the text tower below them)."""
+def cross_of(config, towers, depth):
+    """(`cross.Cross` of so many fusion layers, the `bert.Bert` below them); a config is refused as by `cross.make`."""
     inputs = dict(config.model.inputs.items())
     size = inputs.pop("image_size")
     model = {k: v for k, v in config.model.to_dict().items() if k != "inputs"}
@@ -236,14 +254,14 @@ def _cross(config, towers, opts):
     if width != pooled:
         raise ValueError(f"config.model.image: its tokens have width {width} and what it pools {pooled}; fusion layers read both, "
                          "so they must be equal: choose another pool")
-    return cross_lib.make(tower, opts.fusion_layers, width), tower
+    return cross_lib.make(tower, depth, width), tower
 
 
 def _check(opts, config, tower):
     for name in ("keys", "mlm_mean"):
         if getattr(opts, name) not in ("group", "batch"):
             raise ValueError(f"config.objective.{name}={getattr(opts, name)!r} must be 'group' or 'batch'")
-    low, high = opts.temperature_range
+    low, high = opts.temperature_range or (1e-30, float("inf"))
     if not 0 < low <= opts.temperature <= high:
         raise ValueError(f"config.objective.temperature={opts.temperature} must lie in temperature_range={opts.temperature_range}, "
                          "above 0")

@@ -111,9 +111,7 @@ def make(config):
         return {"teacher": {name: jax.tree.map(jnp.copy, params[name]) for name in averaged if name in params}}
 
     def remember(memory, params, keep, step):
-        update = jax.tree.map(lambda old, new: opts.ema_m * old + (1 - opts.ema_m) * new,
-                              memory["teacher"], {name: params[name] for name in memory["teacher"]})
-        return {**memory, "teacher": update}
+        return {**memory, "teacher": pair.averaged(memory["teacher"], params, opts.ema_m)}
 
     def rows(params, encoded):
         """Unit embeddings f32 (b, D) of every view by the student and, named teacher/*, by the teacher."""

@@ -105,6 +105,11 @@ def whole(params, memory):
     return towers_lib.whole({**params, "locked": memory.get("locked", {})}) if memory else params
 
 
+def averaged(teacher, params, momentum):
+    """The teacher after a step: momentum * teacher + (1 - momentum) * params, for what the teacher has of them."""
+    return jax.tree.map(lambda old, new: momentum * old + (1 - momentum) * new, teacher, {name: params[name] for name in teacher})
+
+
 def live(config, *terms):
     """Whether any of the terms has a weight other than the constant 0, so that its part of the forward pass is worth building."""
     return any(config.objective.weights.get(term, 0.0) != 0 for term in terms)

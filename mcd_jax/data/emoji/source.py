@@ -114,6 +114,11 @@ class Emoji:
                 "family": row["family"], "group": row["group"], "subgroup": row["subgroup"], "flag": row["flag"],
                 "concept_split": row["split"]}
 
+    def about(self, index):
+        """What is known of the concept of a drawing, as a row of `concepts`, with its English label and tags; no image is read."""
+        row = self._rows[index][2]
+        return {**row, "label": row["labels"]["en"], "tags": row["tags"]["en"]}
+
 
 def texts(concept, captions=("label",), languages=("en",)):
     """The captions of one concept (a dict of concepts()), without repeats: list of str, never empty."""
