@@ -20,7 +20,7 @@ test-all: $(VENV)/.dev $(VENV)/.tpu
 	$(BIN)/python $(PYTEST) --dist worksteal -m full tests   # half of them stand in one file
 
 test-peers: $(PEERS)/.done
-	$(PEERS)/bin/python -m pytest -q --confcutdir=tests/peers tests/peers
+	$(PEERS)/bin/python $(PYTEST) --confcutdir=tests/peers tests/peers
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .

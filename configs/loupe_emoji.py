@@ -16,6 +16,6 @@ def get_config():
     config = emoji.base(emoji.STEPS, dict(image=emoji.ORIGINAL, phrases=PHRASES))
     config.group_size = 16
     config.objective = config_lib.objective(
-        "loupe", regions=4, hidden=64, project="shared", masking="tokens", samples=32, token_quota=8, pair_labels="exact",
-        first=100, estimator_width=32, estimator_depth=1, estimator_heads=2)
+        "loupe", regions=4, hidden=64, masking="tokens", samples=32, token_quota=8, pair_labels="exact", first=100,
+        estimator_width=32, estimator_depth=1, estimator_heads=2)
     return config

@@ -12,6 +12,7 @@ central part of the image at the model's size; and the first caption with the tr
 import argparse
 import ast
 from collections.abc import Callable
+import contextlib
 import importlib.util
 import json
 import math
@@ -251,6 +252,18 @@ def open_run(workdir, step=None):
     job = job_lib.build(config)
     with jax.set_mesh(job.mesh):
         return job, saver.restore(job.abstract, step)
+
+
+@contextlib.contextmanager
+def opened(workdir, step=None, evals=()):
+    """`open_run` for a while, in its mesh: gives (Job, state, a mapping like config.evals, which is that of the files if any)."""
+    chosen = read_evals(evals) if evals else None
+    job, state = open_run(workdir, step)
+    try:
+        with jax.set_mesh(job.mesh):
+            yield job, state, job.config.evals.to_dict() if chosen is None else chosen
+    finally:
+        job.pipeline.close()
 
 
 def evaluate(workdir, step=None, evals=()):

@@ -21,8 +21,8 @@ SMALL = {"vl_sae": dict(k=8, ratio=4), "slip": dict(hidden=16, out_dim=8), "mcd"
          "answering": dict(start_id=VOCAB, fusion_layers=1, decoder_layers=1, longest=4),
          "judging": dict(fusion_layers=1, second="augmented", label="kind"), "assigning": dict(fusion_layers=1),
          "limoe": dict(least_image=3.9, least_text=4.0, statistics="batch"),
-         "loupe": dict(regions=2, anchors=((0.6, 1.2), (1.2, 1.2)), hidden=8, masking="tokens", samples=4, first=0, token_quota=1,
-                       pair_quota=3, estimator_width=8, estimator_depth=1, estimator_heads=2),
+         "loupe": dict(regions=2, project="own", anchors=((0.6, 1.2), (1.2, 1.2)), hidden=8, masking="tokens", samples=4, first=0,
+                       token_quota=1, pair_quota=3, estimator_width=8, estimator_depth=1, estimator_heads=2),
          "ahlr": dict(bits=16), "dchmt": dict(bits=16), "dsph": dict(bits=16, threshold=0.1)}
 IMAGE = dict(name="resnet", widths=(8, 8), depths=(1, 1), stem_patch=4, mask_patch=4, norm="layer")
 TEXT = dict(name="text", width=8, depth=1, num_heads=2, mlp_dim=16)

@@ -5,7 +5,6 @@ For runs whose objective has the heads "states" and "heat". The images are rando
 of another row). Beside `<workdir>/analysis/attention.json` a page `attention.html` is written.
 """
 import cv2
-import jax
 import numpy as np
 
 from mcd_jax import analyze, evaluate
@@ -48,22 +47,17 @@ def run(args):
 
 def measure(workdir, args):
     """Everything the page shows, as a dict that fits into JSON."""
-    chosen = evaluate.read_evals(args.evals) if args.evals else None
-    job, state = evaluate.open_run(workdir, args.step)
-    try:
-        with jax.set_mesh(job.mesh):
-            lacking = [name for name in ("states", "heat") if name not in job.objective.heads]
-            if lacking:
-                raise ValueError(f"{workdir}: its objective has no head {lacking[0]!r}, which this analysis draws; it has "
-                                 f"{', '.join(job.objective.heads)}")
-            kind, name, settings = instance_of(job.config.evals.to_dict() if chosen is None else chosen, args.instance)
-            settings = evaluate.with_views(settings, evaluate.default_views(job.config))
-            size = evaluate.batch_rows(32, job.mesh)
-            embed = embed_lib.make_embed(job.objective, args.read, size, evaluate.placement(job.mesh), heads=("states",))
-            found = draw(embed, state, settings, kind, name, args, size)
-            return {"step": int(state.step), "instance": f"{kind}.{name}", "read": args.read, **found}
-    finally:
-        job.pipeline.close()
+    with evaluate.opened(workdir, args.step, args.evals) as (job, state, evals):
+        lacking = [name for name in ("states", "heat") if name not in job.objective.heads]
+        if lacking:
+            raise ValueError(f"{workdir}: its objective has no head {lacking[0]!r}, which this analysis draws; it has "
+                             f"{', '.join(job.objective.heads)}")
+        kind, name, settings = instance_of(evals, args.instance)
+        settings = evaluate.with_views(settings, evaluate.default_views(job.config))
+        size = evaluate.batch_rows(32, job.mesh)
+        embed = embed_lib.make_embed(job.objective, args.read, size, evaluate.placement(job.mesh), heads=("states",))
+        found = draw(embed, state, settings, kind, name, args, size)
+        return {"step": int(state.step), "instance": f"{kind}.{name}", "read": args.read, **found}
 
 
 def instance_of(evals, name):

@@ -5,7 +5,6 @@ has the figures. Beside `<workdir>/analysis/concepts.json`, a page to browse the
 opens offline (search by word, click a concept). Pictures come from the source itself, or for stored embeddings from the source
 that was embedded, if it is still there.
 """
-import jax
 import numpy as np
 
 from mcd_jax import analyze, evaluate, store
@@ -49,19 +48,14 @@ def run(args):
 
 def measure(workdir, args):
     """Everything the page shows, as a dict that fits into JSON: figures, units, captions and pictures by row, pairs."""
-    chosen = evaluate.read_evals(args.evals) if args.evals else None
-    job, state = evaluate.open_run(workdir, args.step)
-    try:
-        with jax.set_mesh(job.mesh):
-            return _measure(job, state, args, chosen)
-    finally:
-        job.pipeline.close()
+    with evaluate.opened(workdir, args.step, args.evals) as (job, state, evals):
+        return _measure(job, state, args, evals)
 
 
-def _measure(job, state, args, chosen):
+def _measure(job, state, args, given):
     if "concepts" not in job.objective.heads:
         raise ValueError(f"this run's objective has no head 'concepts': it has {', '.join(job.objective.heads)}")
-    instances = (job.config.evals.to_dict() if chosen is None else chosen).get("concepts") or {}
+    instances = given.get("concepts") or {}
     name = args.instance or next(iter(instances), "")
     if name not in instances:
         raise ValueError(f"--instance={name or '<name>'} must be one of config.evals.concepts: there are "

@@ -49,24 +49,18 @@ def run(args):
 
 def measure(workdir, args):
     """Everything the page shows, as a dict that fits into JSON."""
-    chosen = evaluate.read_evals(args.evals) if args.evals else None
-    job, state = evaluate.open_run(workdir, args.step)
-    try:
-        with jax.set_mesh(job.mesh):
-            towers = pair.towers_of(job.config)
-            if not towers.experts:
-                raise ValueError(f"{workdir} has no experts to train: this analysis is of models with config.model.*.experts")
-            evals = job.config.evals.to_dict() if chosen is None else chosen
-            name, settings = pairs_of(evals, args.pairs)
-            settings = evaluate.with_views(settings, evaluate.default_views(job.config))
-            params = embed_lib.parameters(state, args.read)
-            seen = route(towers, params, settings, name, args, job)
-            layers = [layer(seen, i, towers, args.examples) for i in range(max(towers.mixtures.values()))]
-            return {"step": int(state.step), "pairs": name, "rows": len(seen["rows"]), "num": max(
-                        e.num for e in towers.experts.values()), "shared": towers.both is not None, "read": args.read,
-                    "concepts": args.concepts if seen["concepts"] is not None else "", "layers": layers}
-    finally:
-        job.pipeline.close()
+    with evaluate.opened(workdir, args.step, args.evals) as (job, state, evals):
+        towers = pair.towers_of(job.config)
+        if not towers.experts:
+            raise ValueError(f"{workdir} has no experts to train: this analysis is of models with config.model.*.experts")
+        name, settings = pairs_of(evals, args.pairs)
+        settings = evaluate.with_views(settings, evaluate.default_views(job.config))
+        params = embed_lib.parameters(state, args.read)
+        seen = route(towers, params, settings, name, args, job)
+        layers = [layer(seen, i, towers, args.examples) for i in range(max(towers.mixtures.values()))]
+        return {"step": int(state.step), "pairs": name, "rows": len(seen["rows"]), "num": max(
+                    e.num for e in towers.experts.values()), "shared": towers.both is not None, "read": args.read,
+                "concepts": args.concepts if seen["concepts"] is not None else "", "layers": layers}
 
 
 def pairs_of(evals, name):

@@ -87,18 +87,13 @@ def stored(workdir):
 
 def measure(workdir, args):
     """Everything the module docstring names, as a dict that fits into JSON."""
-    chosen = evaluate.read_evals(args.evals) if args.evals else None
-    job, state = evaluate.open_run(workdir, args.step)
-    try:
-        with jax.set_mesh(job.mesh):
-            return _measure(job, state, args, chosen)
-    finally:
-        job.pipeline.close()
+    with evaluate.opened(workdir, args.step, args.evals) as (job, state, evals):
+        return _measure(job, state, args, evals)
 
 
-def _measure(job, state, args, chosen):
+def _measure(job, state, args, given):
     evals = {module: {name: dict(own) for name, own in (instances or {}).items()}
-             for module, instances in (job.config.evals.to_dict() if chosen is None else chosen).items()}
+             for module, instances in given.items()}
     size = evaluate.batch_rows(256, job.mesh)
     views = evaluate.default_views(job.config)
 

@@ -67,6 +67,7 @@ def make(config):
     group = config.get("group_size", 0)
     with_words, with_match = pair.live(config, "mlm", "mlm_distill"), pair.live(config, "itm")
     from_teacher = with_words and pair.live(config, "mlm_distill")
+    teacher = pair.teacher(AVERAGED, opts.ema_m)
 
     def init(key, batch):
         k_towers, k_cross = jax.random.split(key)
@@ -74,7 +75,7 @@ def make(config):
         return {**params, **cross.init(k_cross), "temperature": jnp.float32(opts.temperature)}
 
     def start(key, params, batch):
-        memory = {"teacher": {name: jax.tree.map(jnp.copy, params[name]) for name in AVERAGED if name in params}}
+        memory = teacher.start(key, params, batch)
         if opts.queue:
             size, dim = len(batch[opts.image]), config.model.embed_dim
             both = {name: queue.start(k, opts.queue, size, dim) for name, k in zip(("image", "text"), jax.random.split(key))}
@@ -84,15 +85,12 @@ def make(config):
         return memory
 
     def remember(memory, params, keep, step):
-        memory = {**memory, "teacher": pair.averaged(memory["teacher"], params, opts.ema_m)}
+        memory = teacher.remember(memory, params, keep, step)
         if opts.queue:
             at = memory["queue"]["at"]
             both = {name: queue.write(memory["queue"][name], keep[name], at) for name in keep}
             memory["queue"] = {**both, "at": (at + 1) % len(both["image"])}
         return memory
-
-    def teacher_of(params, memory):
-        return jax.lax.stop_gradient({**params, **memory["teacher"]})
 
     def draw(batch, key):
         if not with_words:
@@ -149,10 +147,10 @@ def make(config):
             slices |= {"labels": batch[opts.text], "chosen": batch[CHOSEN]}
         if cross.noise_depth:
             slices["noise"] = jax.random.uniform(k_noise, (size, 5, cross.noise_depth))
-        own, averaged = heads_of(params), heads_of(teacher_of(params, memory))
+        own, averaged = heads_of(params), heads_of(teacher.of(params, memory))
         return {**found, **microbatched(fused, config.microbatches)(own, averaged, slices)["rows"]}
 
-    def fused(params, teacher, x, _):
+    def fused(params, averaged, x, _):
         """Logits (b, 3, 2) of each row's own pair and its two negatives; sums over its masked words."""
         found = {}
         if with_match:
@@ -167,7 +165,7 @@ def make(config):
                 noise = x["noise"][:, noise] if "noise" in x and noise else None
                 return cross.words(of["mlm"], of["table"], cross.fuse(of["fusion"], states, x["seen"], image, noise)["tokens"])
             logits = words(params, x["masked"], x["image"], 3)
-            soft = words(teacher, x["teacher/masked"], x["teacher/image"], 4 * opts.teacher_dropout) if from_teacher else None
+            soft = words(averaged, x["teacher/masked"], x["teacher/image"], 4 * opts.teacher_dropout) if from_teacher else None
             found |= {f"mlm/{name}": value for name, value in mlm.row_sums(logits, x["labels"], x["chosen"], soft).items()}
         return {"rows": found}
 
@@ -207,7 +205,7 @@ def make(config):
     if from_teacher:
         views["teacher/masked"] = pair.View("text", MASKED, network="teacher", noisy=opts.teacher_dropout)
     return pair.objective(
-        config, towers, pair.Parts(views, rows, finish, {"teacher": teacher_of}, draw),
+        config, towers, pair.Parts(views, rows, finish, {"teacher": teacher.of}, draw),
         needs=(opts.image, opts.text, *filter(None, [opts.ids])),
         init=init,
         start=start,

@@ -59,6 +59,7 @@ def make(config):
     decoder = decoder_lib.make(tower, opts.decoder_layers)
     _check(opts, tower, decoder)
     from_teacher = pair.live(config, "answer_distill")
+    teacher = pair.teacher(AVERAGED, opts.ema_m) if from_teacher else pair.NO_TEACHER
 
     def init(key, batch):
         given, weights = batch[opts.answers].shape, batch[opts.weights_of].shape
@@ -68,17 +69,6 @@ def make(config):
         k_towers, k_cross, k_decoder = jax.random.split(key, 3)
         params = {k: v for k, v in towers.init(k_towers).items() if k not in ("logit_scale", "logit_bias")}
         return {**params, "fusion": cross.init(k_cross)["fusion"], **decoder.init(k_decoder)}
-
-    def start(key, params, batch):
-        return {"teacher": {k: jax.tree.map(jnp.copy, params[k]) for k in AVERAGED if k in params}} if from_teacher else {}
-
-    def remember(memory, params, keep, step):
-        if not from_teacher:
-            return memory
-        return {**memory, "teacher": pair.averaged(memory["teacher"], params, opts.ema_m)}
-
-    def teacher_of(params, memory):
-        return jax.lax.stop_gradient({**params, **memory["teacher"]})
 
     def rows(params, encoded):
         return {f"states/{name}": albef.image_states(found) if name.endswith("image") else found["tokens"]
@@ -92,11 +82,11 @@ def make(config):
             drawn = cross.noise_depth + answers.shape[1] * decoder.noise_depth
             slices["noise"] = jax.random.uniform(key, (len(answers), 2, drawn))
         own = _layers_of(params)
-        averaged = _layers_of(teacher_of(params, memory)) if from_teacher else {}
+        averaged = _layers_of(teacher.of(params, memory)) if from_teacher else {}
         found = microbatched(sums, config.microbatches)(own, averaged, slices)["rows"]
         return {**{f"answer/{name}": value for name, value in found.items()}, "weights": weights}
 
-    def sums(params, teacher, x, _):
+    def sums(params, averaged, x, _):
         """Of each answer (b, n) the sums of `mlm.row_sums` over its words."""
         read, labels = answers_lib.shifted(x["answers"], opts.start_id, tower.pad)
         b, n, _ = read.shape
@@ -110,7 +100,7 @@ def make(config):
                 of_decoder = of_decoder.reshape(b * n, decoder.noise_depth)
             return decoder.logits(of, read, jnp.repeat(fused, n, axis=0), jnp.repeat(x["seen"], n, axis=0), of_decoder)
 
-        soft = words(teacher, "teacher/", 1) if from_teacher else None
+        soft = words(averaged, "teacher/", 1) if from_teacher else None
         found = mlm.row_sums(words(params, "", 0), labels, labels != tower.pad, soft)
         return {"rows": {name: value.reshape(b, n) for name, value in found.items()}}
 
@@ -164,15 +154,15 @@ def make(config):
         views |= {"teacher/image": pair.View("image", opts.image, network="teacher"),
                   "teacher/text": pair.View("text", opts.text, network="teacher", noisy=opts.teacher_dropout)}
     return pair.objective(
-        config, towers, pair.Parts(views, rows, finish, {"teacher": teacher_of} if from_teacher else {}),
+        config, towers, pair.Parts(views, rows, finish, {"teacher": teacher.of}),
         needs=(opts.image, opts.text, opts.answers, opts.weights_of),
         init=init,
-        start=start,
+        start=teacher.start,
         terms={"answer": lambda out: mean(out, "hard"), "answer_distill": lambda out: mean(out, "soft") - mean(out, "hard")},
         metrics={"answer/words": _right_words, "answer/right": _right_answers,
                  **({"answer/kl": lambda out: mean(out, "kl")} if from_teacher else {})},
         heads={"question": question, "first": first, "score": score, "generate": generate},
-        remember=remember,
+        remember=teacher.remember,
     )
 
 

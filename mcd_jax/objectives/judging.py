@@ -54,6 +54,7 @@ def make(config):
     if not 0 <= opts.ema_m <= 1 or opts.classes < 2:
         raise ValueError(f"config.objective: ema_m={opts.ema_m} must lie in [0, 1] and classes={opts.classes} be at least 2")
     from_teacher = pair.live(config, "label_distill")
+    teacher = pair.teacher(AVERAGED, opts.ema_m) if from_teacher else pair.NO_TEACHER
     noise_depth = layers.noise_depth if layers else cross.noise_depth
     images = {"image": opts.image, **({"second": opts.second} if opts.second else {})}
 
@@ -66,17 +67,6 @@ def make(config):
         if layers:
             params["second"] = layers.init(cross.init(k_second)["fusion"])
         return {**params, "judge": {"in": linear(k_in, tower.width, tower.width), "out": linear(k_out, tower.width, opts.classes)}}
-
-    def start(key, params, batch):
-        return {"teacher": {k: jax.tree.map(jnp.copy, params[k]) for k in AVERAGED if k in params}} if from_teacher else {}
-
-    def remember(memory, params, keep, step):
-        if not from_teacher:
-            return memory
-        return {**memory, "teacher": pair.averaged(memory["teacher"], params, opts.ema_m)}
-
-    def teacher_of(params, memory):
-        return jax.lax.stop_gradient({**params, **memory["teacher"]})
 
     def rows(params, encoded):
         return {f"states/{name}": found["tokens"] if name.endswith("text") else albef.image_states(found)
@@ -100,13 +90,13 @@ def make(config):
         averaged = {k: memory["teacher"][k] for k in own} if from_teacher else {}
         return {"label": batch[opts.label], **microbatched(both, config.microbatches)(own, averaged, slices)["rows"]}
 
-    def both(params, teacher, x, _):
+    def both(params, averaged, x, _):
         def logits(of, prefix, number):
             noise = x["noise"][:, number] if "noise" in x and (number == 0 or opts.teacher_dropout) else None
             return judged(of, {name: x[prefix + name] for name in ("text", *images)}, x["seen"], noise)
         found = {"logits": logits(params, "", 0)}
         if from_teacher:
-            found["soft"] = jax.lax.stop_gradient(jax.nn.softmax(logits(teacher, "teacher/", 1)))
+            found["soft"] = jax.lax.stop_gradient(jax.nn.softmax(logits(averaged, "teacher/", 1)))
         return {"rows": found}
 
     def judge(params, memory, batch):
@@ -129,14 +119,14 @@ def make(config):
         views |= {f"teacher/{name}": pair.View("image", key, network="teacher") for name, key in images.items()}
         views["teacher/text"] = pair.View("text", opts.text, network="teacher", noisy=opts.teacher_dropout)
     return pair.objective(
-        config, towers, pair.Parts(views, rows, finish, {"teacher": teacher_of}),
+        config, towers, pair.Parts(views, rows, finish, {"teacher": teacher.of}),
         needs=(*images.values(), opts.text, opts.label),
         init=init,
-        start=start,
+        start=teacher.start,
         terms={"label": hard, "label_distill": lambda out: soft(out) - hard(out)},
         metrics={"accuracy": lambda out: jnp.mean((jnp.argmax(out["logits"], axis=1) == out["label"]).astype(jnp.float32))},
         heads={"judge": judge},
-        remember=remember,
+        remember=teacher.remember,
     )
 
 

@@ -44,7 +44,8 @@ class Options(NamedTuple):
     geometry: str = "anchors"         # "anchors": the loss as written, boxes don't learn; "soft_cover": they do, by c [inference]
     softness: float = 0.5             # of the soft cover's edges, in cells [inference]
     hidden: int = 256                 # width of the region head's two layers [unknown]
-    project: str = "own"              # of regions and phrases: "own" projections, or the towers' ("shared") [unknown]
+    project: str = "shared"           # of regions and phrases: the towers' projections, or "own" ones [unknown; with no other image
+                                      # to tell apart, own ones only sharpen what they start with: planted blocks stay unaligned]
     masking: str = "input"            # players left out: pixels at the "input" [medium-high], or the fast option, final "tokens"
     worth: str = "cosine"             # of image and text, or "softmax": the text's probability in the batch [inference: cosine]
     samples: int = 500                # K [low: hundreds to two thousand]

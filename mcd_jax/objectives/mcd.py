@@ -97,7 +97,8 @@ def make(config):
     views = opts.augmented if with_teacher or from_labels or with_ssl or pair.live(config, "clip_augmented") else ()
     if opts.share_text and towers.both is not None:
         raise ValueError("config.objective.share_text=True needs a text tower of its own: config.model.shared is both in one")
-    averaged = [name for name in pair.TOWERS if name != "logit_bias" and not (opts.share_text and name == "text")]
+    teacher = pair.teacher([name for name in pair.TOWERS if name != "logit_bias" and not (opts.share_text and name == "text")],
+                           opts.ema_m)
 
     def head_for(params):
         return projector.make(projector.width_of(towers.image, params, (1, size, size, 3)), opts.ssl_hidden, opts.ssl_dim)
@@ -107,12 +108,6 @@ def make(config):
         params = towers.init(k_towers)
         return {**params, "ssl": head_for(params).init(k_head)} if with_ssl else params
 
-    def start(key, params, batch):
-        return {"teacher": {name: jax.tree.map(jnp.copy, params[name]) for name in averaged if name in params}}
-
-    def remember(memory, params, keep, step):
-        return {**memory, "teacher": pair.averaged(memory["teacher"], params, opts.ema_m)}
-
     def rows(params, encoded):
         """Unit embeddings f32 (b, D) of every view by the student and, named teacher/*, by the teacher."""
         out = pair.embeddings(params, encoded)
@@ -120,13 +115,10 @@ def make(config):
             out[f"ssl/{view}"] = head_for(params).apply(params["ssl"], encoded[view]["pooled"])
         return out
 
-    def teacher_of(params, memory):
-        return jax.lax.stop_gradient({**params, **memory["teacher"]})
-
     def finish(out, params, memory, batch, key, step):
         out = {**out, "scale": towers.scale(params)}
         if with_teacher:
-            out["teacher/scale"] = towers.scale(teacher_of(params, memory))
+            out["teacher/scale"] = towers.scale(teacher.of(params, memory))
         targets = {f"target/{view}": batch[f"{view}/misalignment"] for view in (opts.image, *views) if views}
         return {**out, **targets}
 
@@ -151,8 +143,8 @@ def make(config):
         return log_ratio.label_log_ratio(out[f"target/{view}"], out[f"target/{opts.image}"], opts.eps)
 
     def ring_loss(out, view):
-        student, teacher = ((out[f"{who}text"], out[f"{who}{view}"], out[f"{who}image"]) for who in ("", "teacher/"))
-        return log_ratio.ring_loss(student, teacher, opts.loss, opts.measure, (out["scale"], out["teacher/scale"]), opts.eps,
+        student, taught = ((out[f"{who}text"], out[f"{who}{view}"], out[f"{who}image"]) for who in ("", "teacher/"))
+        return log_ratio.ring_loss(student, taught, opts.loss, opts.measure, (out["scale"], out["teacher/scale"]), opts.eps,
                                    opts.sg_org, opts.sg_text)
 
     def misalignment(out):
@@ -182,10 +174,10 @@ def make(config):
         metrics["misalignment/student"] = lambda out: pair.mean_over_views(lambda v: jnp.mean(student_ratio(out, v)), views)
 
     return pair.objective(
-        config, towers, pair.Parts(encoded_views, rows, finish, {"teacher": teacher_of}),
+        config, towers, pair.Parts(encoded_views, rows, finish, {"teacher": teacher.of}),
         needs=(opts.image, opts.text, *views, *(f"{v}/misalignment" for v in (opts.image, *views) if views)),
         init=init,
-        start=start,
+        start=teacher.start,
         terms={"clip": lambda out: contrastive.softmax(out["image"], out["text"], out["scale"], opts.form),
                "misalignment": misalignment,
                "distill": distilled,
@@ -193,7 +185,7 @@ def make(config):
                    lambda view: contrastive.softmax(out[view], out["text"], out["scale"], opts.form), views),
                "ssl": lambda out: ssl.nt_xent(out[f"ssl/{views[0]}"], out[f"ssl/{views[1]}"], opts.ssl_temperature, opts.form)},
         metrics=metrics,
-        remember=remember,
+        remember=teacher.remember,
     )
 
 

@@ -105,9 +105,30 @@ def whole(params, memory):
     return towers_lib.whole({**params, "locked": memory.get("locked", {})}) if memory else params
 
 
-def averaged(teacher, params, momentum):
-    """The teacher after a step: momentum * teacher + (1 - momentum) * params, for what the teacher has of them."""
-    return jax.tree.map(lambda old, new: momentum * old + (1 - momentum) * new, teacher, {name: params[name] for name in teacher})
+class Teacher(NamedTuple):
+    """A moving average of the trained parameters, kept in memory["teacher"]."""
+    start: Callable     # (key, params, batch) -> {"teacher": a copy}: `Objective.start`
+    remember: Callable  # (memory, params, keep, step) -> memory after the step: `Objective.remember`
+    of: Callable        # (params, memory) -> the teacher's whole parameters, constant: for `Parts.networks`
+
+
+def teacher(names, momentum):
+    """The `Teacher` of these entries of the parameters, after each step momentum * teacher + (1 - momentum) * params."""
+    def start(key, params, batch):
+        return {"teacher": {name: jax.tree.map(jnp.copy, params[name]) for name in names if name in params}}
+
+    def remember(memory, params, keep, step):
+        old = memory["teacher"]
+        new = jax.tree.map(lambda a, b: momentum * a + (1 - momentum) * b, old, {name: params[name] for name in old})
+        return {**memory, "teacher": new}
+
+    def of(params, memory):
+        return jax.lax.stop_gradient({**params, **memory["teacher"]})
+
+    return Teacher(start, remember, of)
+
+
+NO_TEACHER = Teacher(nothing, unchanged, lambda params, memory: jax.lax.stop_gradient(params))
 
 
 def live(config, *terms):
