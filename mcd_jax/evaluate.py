@@ -225,7 +225,7 @@ def table(results):
     return "\n".join(line.rstrip() for line in lines)
 
 
-_SHARES = ("R@", "chance", "accuracy", "top1", "top5", "mean_per_class", "ordered", "positive")
+_SHARES = ("R@", "chance", "accuracy", "top1", "top5", "mean_per_class", "ordered", "positive", "within_k")
 
 
 def number(figure, value):
@@ -234,7 +234,7 @@ def number(figure, value):
         return "-"
     if figure.startswith(_SHARES):
         return f"{100 * value:.2f}%" if abs(value) < 0.0995 else f"{100 * value:.1f}%"
-    return f"{value:,.0f}" if figure in COUNTS else f"{value:.3f}"
+    return f"{value:,.0f}" if figure in (*COUNTS, "pairs", "bytes") else f"{value:.3f}"
 
 
 def open_run(workdir, step=None):

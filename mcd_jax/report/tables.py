@@ -58,7 +58,7 @@ def _instance(name, groups, beside):
         sizes = ", ".join(f"{values[c]:,.0f} {c}" for c in COUNTS if values.get(c) is not None)
         title = ", ".join(words(part) for part in reversed(group.split("/"))) or "all"
         lines.append([el("th", title, el("small", sizes)), [_cell(f, values, beside.get(group, {})) for f in names]])
-    return table([el("th", words(name)), [el("th", words(f)) for f in names]], lines)
+    return table([el("th", words(name)), [el("th", words(f)) for f in names]], lines, cls="wide" if len(names) > 5 else None)
 
 
 def _universal(instances, beside):
