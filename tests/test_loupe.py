@@ -250,6 +250,9 @@ def test_the_head_gives_regions_and_texts(made):
     assert found["boxes"].shape == (8, 2, 4) and found["features"].shape == (8, 2, 8) and found["text"].shape == (8, 8)
     np.testing.assert_allclose(jnp.linalg.norm(found["features"], axis=-1), 1, rtol=1e-5)
     assert (found["boxes"] >= 0).all() and (found["boxes"] <= 1).all() and (found["boxes"][..., 2:] > found["boxes"][..., :2]).all()
+    twice = jnp.repeat(jnp.repeat(batch["image"], 2, axis=1), 2, axis=2)
+    larger = objective.heads["regions"](state.params, state.memory, {"image": twice})
+    assert larger["boxes"].shape == (8, 2, 4) and larger["features"].shape == (8, 2, 8)   # more cells, as many regions
     dense = objective.heads["dense"](state.params, state.memory, batch)
     assert dense["tokens"].shape == (8, 4, 8)
     pooled = towers.unit(towers.project(state.params, "image", objective_tokens(state, batch).mean(1)))

@@ -6,8 +6,8 @@
 "vendor" shows training concepts drawn by the vendor that nobody saw, "concepts" the held-out concepts. Regions come from the
 method's own head where it has one; use=dense takes heat maps of token similarities from any two towers; use=heat those of a method
 that reads image and name together (layer=1 the first of them; there is no detection then). With heat maps grounding also chooses
-among the drawings, which a guess does rightly in 1 of side * side. side=3 makes mosaics of nine; images are shown at `size` px.
-Also read= and images=.
+among the drawings, which a guess does rightly in 1 of side * side. side=3 makes mosaics of nine. Images are shown at `size` px, by
+default those of training; size=96 shows the drawings as large as in training, to towers that take any size. Also read= and images=.
 """
 from configs import emoji, pretrain
 

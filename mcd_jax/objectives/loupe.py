@@ -102,7 +102,11 @@ def make(config):
     live = [name for name, term in (("token", "token"), ("pair", "semantics")) if pair.live(config, term)]
     guessed = [name for name in live if {"token": opts.token_labels, "pair": opts.pair_labels}[name] == "hybrid"]
     shapes = _shapes(config, towers)
-    head = regions.make(shapes["image"], opts.hidden, opts.anchors, opts.regions, opts.geometry == "soft_cover", opts.softness)
+
+    def head_for(tokens):
+        return regions.make(tokens, opts.hidden, opts.anchors, opts.regions, opts.geometry == "soft_cover", opts.softness)
+
+    head = head_for(shapes["image"])
     estimators = {"token": estimator.of_regions(shapes["image"], shapes["dim"], opts.estimator_width, opts.estimator_depth,
                                                 opts.estimator_heads), "pair": estimator.of_pairs()}
     def rule(quota):
@@ -246,7 +250,7 @@ def make(config):
         found = {}
         if "image" in batch:
             tokens = towers.image(params, batch["image"])["tokens"]
-            made = head.apply(params["regions"], tokens)
+            made = head_for(tokens.shape[1:]).apply(params["regions"], tokens)   # of any size that the tower takes
             found |= {"boxes": made["boxes"], "confidence": jax.nn.sigmoid(made["logit"]),
                       "features": local(params, "image", means(tokens, made["cover"]))}
         if "text" in batch:
