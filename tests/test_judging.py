@@ -156,7 +156,7 @@ def trained(method, steps, lr, metric, given=None, start=lambda params: params):
 
 @pytest.mark.full
 def test_assigning_is_learned_on_top_of_matching():
-    """Planted: after 700 steps from fusion layers that can match, nine of ten texts are assigned (a guess: a third)."""
+    """Planted: after 1,000 steps from fusion layers that can match, nine of ten texts are assigned (a guess: a third)."""
     only = dict(mlm=0.0, mlm_distill=0.0, itc_distill=0.0)
     matching, right = trained("albef", 1500, 4e-3, "itm/accuracy", only)
     assert np.mean(right[-100:]) > 0.9
@@ -166,5 +166,5 @@ def test_assigning_is_learned_on_top_of_matching():
                   if not path.startswith("assign/")}
         return jax.tree.unflatten(jax.tree.structure(params), [copied.get(path, x) for path, x in rules.paths(params).items()])
 
-    _, right = trained("assigning", 700, 1e-3, "accuracy", start=start)   # at 4e-3 it falls back to a third
-    assert np.mean(right[-100:]) > 0.85 > np.mean(right[:5])
+    _, right = trained("assigning", 1000, 1e-3, "accuracy", start=start)   # at 4e-3 it falls back to a third
+    assert np.mean(right[-100:]) > 0.9 > 0.5 > np.mean(right[:5])
