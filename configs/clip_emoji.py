@@ -1,14 +1,14 @@
 """CLIP on the embedded data set: the control at equal data, steps and model.
 
-python -m mcd_jax.train --config=configs/clip_emoji.py --workdir=runs/clip_emoji
+mcd-jax train --config=clip_emoji --workdir=runs/clip_emoji
 
 With `:vit` the towers are small ones of CLIP's own kind (a ViT, a causal text transformer), images are resized and texts cleaned as
-open_clip does, so that the run can be exported to it (`python -m mcd_jax.convert export`):
+open_clip does, so that the run can be exported to it (`mcd-jax convert export`):
 
-python -m mcd_jax.train --config=configs/clip_emoji.py:vit --workdir=runs/clip_emoji_vit
+mcd-jax train --config=clip_emoji:vit --workdir=runs/clip_emoji_vit
 """
-from configs import emoji
 from mcd_jax import config as config_lib
+from mcd_jax.configs import emoji
 
 TEXT = f"caption('random')|tokenize({emoji.CONTEXT}, 'emoji', 'whitespace')"
 PLAIN = dict(image=f"decode|resize({emoji.SIZE}, 'bicubic')", text=TEXT.replace("random", "first"))
@@ -20,7 +20,7 @@ def get_config(towers="resnet"):
     if towers == "vit":
         vit(config)
     elif towers != "resnet":
-        raise ValueError(f"--config=configs/clip_emoji.py:{towers}: the towers are 'resnet' or 'vit'")
+        raise ValueError(f"--config=clip_emoji:{towers}: the towers are 'resnet' or 'vit'")
     return config
 
 

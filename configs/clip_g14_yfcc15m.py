@@ -1,11 +1,11 @@
 """CLIP, ViT-g/14, on YFCC15M: the largest tower of the size table, for planning a v5p pod.
 
-python -m mcd_jax.train --config=configs/clip_g14_yfcc15m.py:batch_size=65536,source=/data/yfcc15m/*.array_record --workdir=gs://my-bucket/runs/clip_g14
+mcd-jax train --config=clip_g14_yfcc15m:batch_size=65536,source=/data/yfcc15m/*.array_record --workdir=gs://my-bucket/runs/clip_g14
 
 Not trained here: compiled ahead of time only (README, table of flagship configs).
 """
-from configs import pretrain
 from mcd_jax import config as config_lib
+from mcd_jax.configs import pretrain
 
 
 def get_config(arguments=""):

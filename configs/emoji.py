@@ -12,7 +12,8 @@ from mcd_jax import config as config_lib
 STEPS = "1000 steps"   # 54 epochs
 SIZE = 48
 ORIGINAL = f"decode|crop({SIZE}, 0.5)"
-AUGMENTED = f"decode|crop({SIZE}, 0.08)|jitter(0.4, 0.4, 0.4, 0.1, 0.8)|gray(0.2)|blur(0.5)|flip(0.5)"   # SLIP's recipe
+AUGMENTED = f"decode|crop({SIZE}, 0.08)|jitter(0.4, 0.4, 0.4, 0.1, 0.8)|gray(0.2)|blur(0.5)|flip(0.5)"   # SLIP's
+# recipe; the published figures were taken with this blur, which is narrower than SLIP's: blur(0.5, method='pillow')
 CONTEXT = 12
 TEXT, LABEL = (f"caption({which!r})|tokenize({CONTEXT}, {{tokenizer!r}})" for which in ("random", "first"))
 HELD_OUT_VENDOR = "openmoji_train+openmoji_validation+openmoji_test"
@@ -67,7 +68,7 @@ def source(split, **more):
 
 
 def stored(split, run):
-    """The source of the embeddings that `python -m mcd_jax.embed` wrote of a split into the folder `run`."""
+    """The source of the embeddings that `mcd-jax embed` wrote of a split into the folder `run`."""
     return dict(name="embeddings", path=f"{run}/{split}.array_record")
 
 
@@ -89,22 +90,24 @@ def on_towers(config, run):
     config.init_locked = dict(image=run, text=run)
 
 
-def evaluations(read, size=SIZE, tokenizer="emoji"):
-    """`config.evals`: figures on the held-out vendor, the held-out concepts and the validation concepts, by the network `read`."""
+def evaluations(weights_from, size=SIZE, tokenizer="emoji"):
+    """`config.evals`: figures on the held-out vendor, the held-out concepts and the validation concepts."""
     flags = dict(no_flags="flag")
     plain = dict(image=f"decode|resize({size})", text=LABEL.format(tokenizer=tokenizer))
 
     def retrieval(split, queries=None):
-        return dict(source=source(split), views=plain, match="concept_id", queries=queries or {}, without=flags, read=read)
+        return dict(source=source(split), views=plain, match="concept_id", queries=queries or {}, without=flags,
+                    weights_from=weights_from)
 
     def zeroshot(split, label, templates=("{}",), languages=("en",)):
         names = GROUP_NAMES if label == "group" else source("train+validation+test", languages=languages)
         return dict(source=source(split), views=dict(image=plain["image"]), label=label, names=names, templates=templates,
-                    tokenizer=tokenizer, context=CONTEXT, without=flags, read=read)
+                    tokenizer=tokenizer, context=CONTEXT, without=flags, weights_from=weights_from)
 
-    def misalignment(split, read):
+    def misalignment(split, weights_from):
         return dict(source=source(split), n=200, views=plain, kinds=("crop", "jitter", "gray", "blur", "all"),
-                    levels=(0.25, 0.5, 0.75, 1.0), augmented=f"decode|resize({size})|severity('{{kind}}', {{level}})", read=read)
+                    levels=(0.25, 0.5, 0.75, 1.0), augmented=f"decode|resize({size})|severity('{{kind}}', {{level}})",
+                    weights_from=weights_from)
 
     return dict(
         retrieval=dict(
@@ -121,11 +124,11 @@ def evaluations(read, size=SIZE, tokenizer="emoji"):
             groups_heldout_concepts=zeroshot("test", "group", GROUP_TEMPLATES),
         ),
         misalignment=dict(
-            heldout_vendor=misalignment("openmoji_train", read),
-            heldout_concepts=misalignment("test", read),
+            heldout_vendor=misalignment("openmoji_train", weights_from),
+            heldout_concepts=misalignment("test", weights_from),
             untrained=misalignment("openmoji_train", "init"),
         ),
-        gap=dict(heldout_vendor=dict(source=source(HELD_OUT_VENDOR), views=plain, read=read)),
+        gap=dict(heldout_vendor=dict(source=source(HELD_OUT_VENDOR), views=plain, weights_from=weights_from)),
     )
 
 

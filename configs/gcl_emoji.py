@@ -1,12 +1,12 @@
 """GCL on the embedded data set: image, text and both fused in one contrastive loss, at the data, steps and model of the others.
 
-python -m mcd_jax.train --config=configs/gcl_emoji.py --workdir=runs/gcl_emoji
+mcd-jax train --config=gcl_emoji --workdir=runs/gcl_emoji
 
 Three vendors draw each concept, so a batch of 256 holds about 0.1 other drawings per concept: negatives that are none, as in every
 config on this data set.
 """
-from configs import emoji
 from mcd_jax import config as config_lib
+from mcd_jax.configs import emoji
 from mcd_jax.sweep import grid
 
 
@@ -17,7 +17,7 @@ def get_config():
 
 
 def sweep(add):
-    """The paper's ablation (its table 5) and the fusions, three seeds: `python -m mcd_jax.sweep --config=... --workdir=...`."""
+    """The paper's ablation (its table 5) and the fusions, three seeds: `mcd-jax sweep --config=... --workdir=...`."""
     def without(*terms):
         return {"objective.weights.gcl": 1.0, **{f"objective.weights.{term}": -1.0 for term in terms}}
 

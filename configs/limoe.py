@@ -1,7 +1,7 @@
 """LIMoE at the paper's sizes (Mustafa et al. 2022, arXiv 2206.02770) on web pairs in array_record files.
 
-python -m mcd_jax.train --config=configs/limoe.py:variant=B/16,source=/data/pairs/*.array_record --workdir=gs://my-bucket/runs/limoe_b16
-python -m mcd_jax.compile --config=configs/limoe.py:variant=H/14,expert=32 --topology=v5p:8x8x8
+mcd-jax train --config=limoe:variant=B/16,source=/data/pairs/*.array_record --workdir=gs://my-bucket/runs/limoe_b16
+mcd-jax compile --config=limoe:variant=H/14,expert=32 --topology=v5p:8x8x8
 
 Not trained here: compiled ahead of time only. The paper's data (3.6 billion pairs) aren't public, no code or weights are, and its
 settings are known in part: the confidence in each is in brackets. [unconfirmed]: taken as given, no source seen.
@@ -18,8 +18,8 @@ Arguments after the colon, all optional:
 """
 import math
 
-from configs import pretrain
 from mcd_jax import config as config_lib
+from mcd_jax.configs import pretrain
 
 STEPS = {"full": ("781250 steps", 16384), "ablation": ("100000 steps", 8192)}
 SIZES = {   # V-MoE's; its S is not the S/16 of other papers [medium]

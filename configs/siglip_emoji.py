@@ -1,9 +1,9 @@
 """SigLIP on the embedded data set: the control at equal data, steps and model.
 
-python -m mcd_jax.train --config=configs/siglip_emoji.py --workdir=runs/siglip_emoji
+mcd-jax train --config=siglip_emoji --workdir=runs/siglip_emoji
 """
-from configs import emoji
 from mcd_jax import config as config_lib
+from mcd_jax.configs import emoji
 
 
 def get_config():

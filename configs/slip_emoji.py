@@ -1,9 +1,9 @@
 """SLIP on the embedded data set: the control that spends its second view on self-supervision.
 
-python -m mcd_jax.train --config=configs/slip_emoji.py --workdir=runs/slip_emoji
+mcd-jax train --config=slip_emoji --workdir=runs/slip_emoji
 """
-from configs import emoji
 from mcd_jax import config as config_lib
+from mcd_jax.configs import emoji
 
 
 def get_config():

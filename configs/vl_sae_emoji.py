@@ -1,21 +1,21 @@
 """VL-SAE on the embedded data set: a sparse autoencoder over a trained run's frozen encoders.
 
-    python -m mcd_jax.embed --workdir=runs/clip_emoji --source split=train captions=label --out=runs/clip_emoji/train.array_record
+    mcd-jax embed --workdir=runs/clip_emoji --source split=train captions=label --out=runs/clip_emoji/train.array_record
     (the same for split=validation and split=openmoji_train)
-    python -m mcd_jax.train --config=configs/vl_sae_emoji.py --workdir=runs/vl_sae_emoji
-    python -m mcd_jax.analyze concepts --workdir=runs/vl_sae_emoji
+    mcd-jax train --config=vl_sae_emoji --workdir=runs/vl_sae_emoji
+    mcd-jax analyze concepts --workdir=runs/vl_sae_emoji
 
-    --config=configs/vl_sae_emoji.py:model=separate      an ablation, of MODELS below
-    --config=configs/vl_sae_emoji.py:run=runs/mcd_emoji  the encoders of another run
-    --config=configs/vl_sae_emoji.py:judge=runs/clip_emoji  stored embeddings that judge the concepts beside the run's own, so that
+    --config=vl_sae_emoji:model=separate      an ablation, of MODELS below
+    --config=vl_sae_emoji:run=runs/mcd_emoji  the encoders of another run
+    --config=vl_sae_emoji:judge=runs/clip_emoji  stored embeddings that judge the concepts beside the run's own, so that
                                                          concepts of different encoders can be compared
-    --config=configs/vl_sae_emoji.py:towers=1            the run's towers in memory, in place of stored embeddings
+    --config=vl_sae_emoji:towers=1            the run's towers in memory, in place of stored embeddings
 
 The recipe is the released one (Adam, 1e-3, batches of 512, stairs of an epoch, the last at 0), over more epochs: 4,725 drawings
 are a 600th of its 3 million pairs. k is 96 of 1,536 units, the released share (256 of 4,096).
 """
-from configs import emoji, pretrain
 from mcd_jax import config as config_lib
+from mcd_jax.configs import emoji, pretrain
 from mcd_jax.sweep import grid
 
 MODELS = {
@@ -73,7 +73,7 @@ def evaluations(source, prompts):
 
 
 def sweep(add):
-    """Three seeds of every model: `python -m mcd_jax.sweep --config=configs/vl_sae_emoji.py:run=... --workdir=...`."""
+    """Three seeds of every model: `mcd-jax sweep --config=vl_sae_emoji:run=... --workdir=...`."""
     for run in grid({"seed": range(3)}):
         for options in MODELS.values():
             add({**{f"objective.{key}": value for key, value in options.items()}, **run})

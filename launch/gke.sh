@@ -4,7 +4,7 @@
 #   launch/gke.sh cluster-create [--slices N] [--spot | --on-demand | --flex | --reservation R] [-- more flags of xpk]
 #   launch/gke.sh image                    builds launch/Dockerfile from this checkout and pushes it
 #   launch/gke.sh mount --bucket gs://BUCKET [--dir /data]     every later workload sees the bucket, read only
-#   launch/gke.sh run [--slices N] [--max-restarts 100] -- python -m mcd_jax.train --workdir=gs://...
+#   launch/gke.sh run [--slices N] [--max-restarts 100] -- mcd-jax train --workdir=gs://...
 #   launch/gke.sh logs [--worker 0|all] [--slice 0|all] [--lines 100]
 #   launch/gke.sh inspect                  what Kueue and Kubernetes say about the workload
 #   launch/gke.sh list
@@ -126,7 +126,7 @@ case $command in
     attach_bucket
     ;;
   run)
-    ((${#rest[@]})) || die 'run needs a command after --, such as -- python -m mcd_jax.train --config=... --workdir=gs://...'
+    ((${#rest[@]})) || die 'run needs a command after --, such as -- mcd-jax train --config=... --workdir=gs://...'
     create_workload "${rest[@]}"
     ;;
   logs) show_logs ;;

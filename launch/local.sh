@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Starts N processes of one job on this machine, as on N hosts.
 #
-#   launch/local.sh N [--devices D] [--grace 60] [--logs DIR] [--dry-run] -- python -m mcd_jax.train --config=... --workdir=...
+#   launch/local.sh N [--devices D] [--grace 60] [--logs DIR] [--dry-run] -- mcd-jax train --config=... --workdir=...
 #
 # Each process i gets JAX_COORDINATOR_ADDRESS=127.0.0.1:PORT (a free one), JAX_NUM_PROCESSES=N, JAX_PROCESS_ID=i and, with
 # --devices, JAX_NUM_CPU_DEVICES=D. Its output appears here behind `[i]` and, as it is, in DIR/i.log (runs/local without --logs).
@@ -35,7 +35,7 @@ while (($#)); do
   printf -v "${1#--}" '%s' "$2"
   shift 2
 done
-[[ ${1:-} == -- && $# -gt 1 ]] || die 'give a command after --, such as -- python -m mcd_jax.train --config=... --workdir=...'
+[[ ${1:-} == -- && $# -gt 1 ]] || die 'give a command after --, such as -- mcd-jax train --config=... --workdir=...'
 shift
 [[ -z $devices ]] || check_number --devices "$devices"
 check_number --grace "$grace"

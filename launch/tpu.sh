@@ -3,12 +3,12 @@
 #
 #   launch/tpu.sh create [--queued] [--slices N] [--spot | --reserved] [--valid-for 6h] [-- more flags of gcloud]
 #   launch/tpu.sh sync                     the tracked files of this checkout, uncommitted changes included, to all workers
-#   launch/tpu.sh setup                    Python 3.11, requirements.txt and jax[tpu] on all workers
+#   launch/tpu.sh setup                    Python 3.11 and this checkout with its extras [tpu,gcs] on all workers
 #   launch/tpu.sh mount --bucket gs://BUCKET[/PREFIX] [--copy] [--dir /tmp/mcd_data] [--cache-mb 20000]
-#   launch/tpu.sh run -- python -m mcd_jax.train --config=... --workdir=gs://...
+#   launch/tpu.sh run -- mcd-jax train --config=... --workdir=gs://...
 #   launch/tpu.sh logs [--worker 0|all] [--slice 0|all] [--lines 100]
 #   launch/tpu.sh stop                     SIGTERM: the job saves its step and ends with status 75
-#   launch/tpu.sh watch [--tries 3] [--poll 60] [--stall 0] [flags of create and of mount] -- python -m mcd_jax.train ...
+#   launch/tpu.sh watch [--tries 3] [--poll 60] [--stall 0] [flags of create and of mount] -- mcd-jax train ...
 #   launch/tpu.sh status
 #   launch/tpu.sh delete [--yes]
 #
@@ -199,7 +199,7 @@ recreate() {
   out=$(create "${extra[@]}" 2>&1) && return
   say "$out"
   if grep -qE 'PERMISSION_DENIED|INVALID_ARGUMENT|Quota|quota' <<<"$out"; then
-    die 'creating failed for a reason that waiting does not cure: see above, and launch/README.md on quota'
+    die 'creating failed for a reason that waiting does not cure: see above, and docs/tpu.md on quota'
   fi
   say "creating failed, probably for lack of capacity; trying again in $poll s"
   return 1
@@ -322,7 +322,7 @@ extra=()
 case $command in
   create) create "${rest[@]}" ;;
   run | watch)
-    ((${#rest[@]})) || die "$command needs a command after --, such as -- python -m mcd_jax.train --config=... --workdir=gs://..."
+    ((${#rest[@]})) || die "$command needs a command after --, such as -- mcd-jax train --config=... --workdir=gs://..."
     if [[ $command == watch ]]; then
       watch "${rest[@]}"
     else

@@ -28,9 +28,9 @@ setup() {
   # TPU VM images bring Python 3.10, jax needs 3.11; uv brings its own, and installs in seconds where pip takes minutes.
   run python3 -m pip install --quiet --user --upgrade uv
   run "$uv" venv --quiet --allow-existing --python 3.11 "$venv"
-  run "$uv" pip install --quiet --python "$venv/bin/python" --requirement "$here/../requirements.txt" "jax[tpu]"
+  run "$uv" pip install --quiet --python "$venv/bin/python" --editable "$(dirname "$here")[tpu,gcs]"
   [[ -n $DRY_RUN ]] || printf 'mcd_packages %s %s\n' "$(hostname)" \
-    "$("$uv" pip freeze --python "$venv/bin/python" | sort | sha256sum | cut -c1-12)"
+    "$("$uv" pip freeze --exclude-editable --python "$venv/bin/python" | sort | sha256sum | cut -c1-12)"
 }
 
 # True while any process of the job's session lives. A pid file from before a reboot names a process that is gone.

@@ -1,22 +1,18 @@
-"""Looks into trained runs: `python -m mcd_jax.analyze gap --workdir=runs/clip_emoji`; the first word is a module of `analyses/`.
+"""Looks into trained runs: `mcd-jax analyze gap --workdir=runs/clip_emoji`; the first word names an analysis of a method.
 
-Results go to `<workdir>/analysis/<name>.json`, and `python -m mcd_jax.report` draws what it finds there.
+Results go to `<workdir>/analysis/<name>.json`, and `mcd-jax report` draws what it finds there.
 """
-import argparse
 import json
 import math
-import os
-import pkgutil
-import sys
 
-from mcd_jax import analyses
-from mcd_jax import workdir as workdir_lib
-from mcd_jax.load import load
+from mcd_jax import command, plugins
+from mcd_jax.run import atomic, small_files
+from mcd_jax.run import workdir as workdir_lib
 
 
 def names():
     """The analyses that there are, sorted."""
-    return sorted(module.name for module in pkgutil.iter_modules(analyses.__path__))
+    return plugins.names("analysis")
 
 
 def write(workdir, name, result, page=None):
@@ -29,9 +25,7 @@ def write(workdir, name, result, page=None):
         folder = small.folder / "analysis"
         folder.mkdir(exist_ok=True)
         for kind, text in texts.items():
-            part = folder / f".{name}.{os.getpid()}.{kind}"
-            part.write_text(text, encoding="utf-8")
-            part.replace(folder / f"{name}.{kind}")
+            atomic.write_text(folder / f"{name}.{kind}", text)
     return f"{str(workdir).rstrip('/')}/analysis/{name}.json" + (f" and {name}.html" if page else "")
 
 
@@ -39,10 +33,9 @@ def read(folder):
     """{name: result} of the analyses in the folder of a run (pathlib.Path); a file that can't be read is left out."""
     found = {}
     for name in names():
-        try:
-            found[name] = json.loads((folder / "analysis" / f"{name}.json").read_text())
-        except (FileNotFoundError, json.JSONDecodeError):
-            continue
+        result = small_files.read_or(folder / "analysis" / f"{name}.json", None)
+        if result is not None:
+            found[name] = result
     return found
 
 
@@ -58,17 +51,17 @@ def plain(value):
 
 
 def main(args=None):
-    parser = argparse.ArgumentParser(prog="python -m mcd_jax.analyze", description=__doc__.splitlines()[0])
+    parser = command.Parser(prog="mcd-jax analyze", description=command.summary(__doc__))
     commands = parser.add_subparsers(dest="analysis", required=True, metavar="analysis")
+    former = plugins.former_names("analysis")
     for name in names():
-        module = load("analyses", name)
-        title = module.__doc__.splitlines()[0]
-        module.arguments(commands.add_parser(name, help=title, description=title))
+        module = plugins.load("analysis", name)
+        title = command.summary(module.__doc__)
+        aliases = [old for old, new in former.items() if new == name]
+        module.arguments(commands.add_parser(name, aliases=aliases, help=title, description=title))
     args = parser.parse_args(args)
-    try:
-        load("analyses", args.analysis).run(args)
-    except (ValueError, OSError, RuntimeError) as error:
-        sys.exit(f"error: {error}")
+    with command.sentences():
+        plugins.load("analysis", args.analysis).run(args)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """Compiles the very step that `train` runs for a TPU topology that isn't there, and says what it needs.
 
-python -m mcd_jax.compile --config=configs/mcd_b16_yfcc15m.py:batch_size=32768 --topology=v5e:16x16 [--slices=2] [--json]
+mcd-jax compile --config=mcd_web:variant=b16_yfcc15m,batch_size=32768 --topology=v5e:16x16 [--slices=2] [--json]
 
 No TPU is needed, but libtpu: pip install 'jax[tpu]'. Nothing is executed: memory is the compiler's own account (per chip), FLOPs
 are counted from the program, traffic and collectives from what the compiler made, and the roofline time is the slowest of the three
@@ -19,13 +19,15 @@ import re
 import sys
 import time
 
-from absl import app, flags, logging
+from absl import flags, logging
 import jax
 from jax.experimental import topologies
-from ml_collections import config_flags
 
-from mcd_jax import flops, hlo
+from mcd_jax import command
+from mcd_jax import config as config_lib
 from mcd_jax import job as job_lib
+from mcd_jax.config import overrides
+from mcd_jax.costs import flops, hlo
 
 KNOWN = {"v4": "2x2x1 to 8x8x8", "v5e": "1x1, 2x2, 2x4, 4x4, 4x8, 8x8, 8x16, 16x16", "v5p": "2x2x1 to 16x16x16",
          "v6e": "1x1, 2x2, 2x4, 4x4, 4x8, 8x8, 8x16, 16x16"}
@@ -53,12 +55,12 @@ def devices_of(topology, slices=1):
 
 
 def plan(config, devices, examples=10 ** 6):
-    """The `Job` of a config over `devices`; a source that isn't on this machine is replaced by a stand-in of `examples`."""
+    """The `Job` of a config over `devices`; a source that isn't on this machine is replaced by a placeholder of `examples`."""
     try:
         return job_lib.build(config, devices=devices), False
     except FileNotFoundError:
         with config.unlocked():
-            config.data.source = dict(name="mcd_jax.data.standin", examples=examples)
+            config.data.source = dict(name="mcd_jax.data.sources.placeholder", examples=examples)
         return job_lib.build(config, devices=devices), True
 
 
@@ -100,12 +102,14 @@ def account(job, program, seconds):
     times = {"compute": needed / flops.peak(kind), "memory": traffic / bandwidth,
              "network": sum(c["bytes"] for c in moved.values()) / links}
     bound = max(times, key=times.get)
+    hours = job.total_steps * times[bound] / 3600
     return {
         "fits": True, "chip": kind, "hbm_bytes": hbm, "peak_bytes": memory.peak_memory_in_bytes,
         "argument_bytes": memory.argument_size_in_bytes, "temp_bytes": memory.temp_size_in_bytes,
         **parts(job), "flops": needed, "hbm_traffic_bytes": traffic, "collectives": moved,
         "roofline_seconds": times[bound], "bound": bound, "mfu_predicted": times["compute"] / times[bound],
-        "compile_seconds": round(seconds, 1),
+        "steps": job.total_steps, "pairs_per_second_per_chip": job.config.batch_size / times[bound] / chips, "hours": hours,
+        "chip_hours": hours * chips, "compile_seconds": round(seconds, 1),
         "largest": [{"bytes": size, "kind": kind, "source": source or name} for size, kind, name, source in hlo.largest(text)],
     }
 
@@ -119,7 +123,8 @@ def refused(job, error, seconds):
         raise error
     scale = {"K": 2 ** 10, "M": 2 ** 20, "G": 2 ** 30, "T": 2 ** 40}
     sizes = re.findall(r"Size: ([\d.]+)([KMGT])\s+(?:Operator: op_name=\"([^\"]*)\"|Shape: (\S+))", text)
-    nothing = dict.fromkeys(("argument_bytes", "temp_bytes", "flops", "hbm_traffic_bytes", "roofline_seconds", "mfu_predicted"))
+    nothing = dict.fromkeys(("argument_bytes", "temp_bytes", "flops", "hbm_traffic_bytes", "roofline_seconds", "mfu_predicted",
+                             "pairs_per_second_per_chip", "hours", "chip_hours"))
     return {"fits": False, "chip": kind, "hbm_bytes": flops.MEMORY[kind][0],
             "peak_bytes": int(float(used[1]) * scale[used[2]]) if used else None, **nothing,
             **parts(job), "collectives": {}, "compile_seconds": round(seconds, 1),
@@ -133,7 +138,7 @@ def text(figures):
         return "-" if n is None else f"{n / 2 ** 30:.2f} GiB" if n >= 2 ** 30 else f"{n / 2 ** 20:.1f} MiB"
     f = figures
     lines = [f"{f['config']} on {f['topology']}" + (f" x {f['slices']} slices" if f["slices"] > 1 else "")
-             + f": {f['chips']} chips ({f['chip']})" + ("; its data isn't here: a stand-in" if f["standin"] else ""),
+             + f": {f['chips']} chips ({f['chip']})" + ("; its data isn't here: a placeholder" if f["placeholder"] else ""),
              f"{'fits' if f['fits'] else 'DOES NOT FIT'}: peak {size(f['peak_bytes'])} of {size(f['hbm_bytes'])} per chip "
              f"(compiled in {f['compile_seconds']:.0f} s)",
              f"parameters {size(f['params_bytes'])}, optimizer {size(f['optimizer_bytes'])}, "
@@ -141,43 +146,39 @@ def text(figures):
     if f["fits"]:
         lines += [f"{f['flops'] / 1e12:.2f} TFLOP and {size(f['hbm_traffic_bytes'])} of memory traffic per step",
                   f"roofline {f['roofline_seconds'] * 1e3:.0f} ms per step, bound by {f['bound']}: "
-                  f"MFU at most {f['mfu_predicted']:.0%}"]
+                  f"MFU at most {f['mfu_predicted']:.0%}",
+                  f"at best {f['pairs_per_second_per_chip']:,.0f} pairs/s per chip: the {f['steps']:,} steps of the config take "
+                  f"{f['hours']:.3g} hours, {f['chip_hours']:.4g} chip-hours"]
         lines += [f"  {kind}: {c['count']} of {size(c['bytes'])} in all, {c['async']} asynchronous, {c['hidden']} behind a matmul"
                   for kind, c in f["collectives"].items()]
     lines += ["largest buffers:", *(f"  {size(b['bytes'])}  {b['kind']}  {b['source'][:100]}" for b in f["largest"])]
     return "\n".join(lines)
 
 
-def main(argv):
-    if len(argv) > 1:
-        raise app.UsageError(f"unknown argument {argv[1]!r}: flags begin with --")
+def main(_):
     logging.set_verbosity(logging.ERROR)
-    try:
+    with command.sentences():
+        slices = [("mesh.slice", str(flags.FLAGS.slices))] if flags.FLAGS.slices > 1 else []
+        config = config_lib.of_command(flags.FLAGS.config, [*overrides.given(), *slices])
         devices = devices_of(flags.FLAGS.topology, flags.FLAGS.slices)
-        config = flags.FLAGS.config
-        if flags.FLAGS.slices > 1:
-            config.mesh.slice = flags.FLAGS.slices
-        job, standin = plan(config, devices, flags.FLAGS.examples)
-    except (ValueError, OSError, RuntimeError) as error:
-        sys.exit(f"error: {error}")
+        job, placeholder = plan(config, devices, flags.FLAGS.examples)
     start = time.perf_counter()
     try:
         figures = account(job, *compiled(job, flags.FLAGS.effort))
     except jax.errors.JaxRuntimeError as error:
         figures = refused(job, error, time.perf_counter() - start)
-    name = next((a.split("=", 1)[1] for a in sys.argv[1:] if a.startswith("--config=")), "")
-    figures = {"config": name, "topology": flags.FLAGS.topology, "slices": flags.FLAGS.slices, "chips": job.mesh.size,
-               "effort": flags.FLAGS.effort, "standin": standin, **figures}
+    figures = {"config": flags.FLAGS.config, "topology": flags.FLAGS.topology, "slices": flags.FLAGS.slices, "chips": job.mesh.size,
+               "effort": flags.FLAGS.effort, "placeholder": placeholder, **figures}
     print(json.dumps(figures) if flags.FLAGS.json else text(figures), flush=True)
     sys.exit(0 if figures["fits"] else 1)
 
 
 if __name__ == "__main__":   # not at import: other commands have a --config too
-    config_flags.DEFINE_config_file("config", None, "a file of configs/, with overrides as --config.key=value")
+    overrides.define("a config's name or file, with overrides as --config.key=value")
     flags.DEFINE_string("topology", None, "such as v5e:16x16, v6e:16x16, v5p:8x8x8")
     flags.DEFINE_integer("slices", 1, "how many of them, joined by the data-centre network", lower_bound=1)
     flags.DEFINE_enum("effort", "low", ["low", "default"], "of the compiler")
     flags.DEFINE_bool("json", False, "print one JSON line")
     flags.DEFINE_integer("examples", 10 ** 6, "of the data set, where it isn't on this machine", lower_bound=1)
     flags.mark_flags_as_required(["config", "topology"])
-    app.run(main)
+    overrides.run(main)

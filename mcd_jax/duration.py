@@ -20,16 +20,9 @@ def steps(value, *, batch_size, examples, total_steps=None, name="duration"):
     """
     if value is None or value == "":
         return 0
-    if isinstance(value, bool) or not isinstance(value, (int, float, str)):
+    if not readable(value):
         raise ValueError(f"{name}={value!r} is not a duration: write 200, '3 epochs', '1e6 examples' or '10 percent'")
-    if isinstance(value, str):
-        match = re.fullmatch(r"\s*([0-9.]+(?:[eE][+-]?[0-9]+)?)\s*([a-zA-Z%]*)\s*", value)
-        unit = _UNITS.get(match[2].lower().rstrip("s") or "step") if match else None
-        if unit is None:
-            raise ValueError(f"{name}={value!r} is not a duration: write 200, '3 epochs', '1e6 examples' or '10 percent'")
-        number = float(match[1])
-    else:
-        number, unit = float(value), "steps"
+    number, unit = _parts(value)
     if not math.isfinite(number) or number < 0:
         raise ValueError(f"{name}={value!r} must be a finite duration of at least 0")
     if unit == "percent" and total_steps is None:
@@ -37,3 +30,22 @@ def steps(value, *, batch_size, examples, total_steps=None, name="duration"):
     scale = {"steps": 1.0, "epochs": examples / batch_size, "examples": 1.0 / batch_size,
              "percent": (total_steps or 0) / 100.0}[unit]
     return max(1, round(number * scale)) if number > 0 else 0
+
+
+def readable(value) -> bool:
+    """Whether a value says a number and a unit, as those that `steps` takes do."""
+    if value is None or value == "":
+        return True
+    return isinstance(value, (int, float, str)) and not isinstance(value, bool) and _parts(value) is not None
+
+
+def _parts(value):
+    """(number, unit) of a duration, or None."""
+    if not isinstance(value, str):
+        return float(value), "steps"
+    match = re.fullmatch(r"\s*([0-9.]+(?:[eE][+-]?[0-9]+)?)\s*([a-zA-Z%]*)\s*", value)
+    unit = _UNITS.get(match[2].lower().rstrip("s") or "step") if match else None
+    try:
+        return (float(match[1]), unit) if unit else None
+    except ValueError:   # "1.2.3"
+        return None

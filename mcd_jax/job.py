@@ -3,6 +3,8 @@
 `train`, `evaluate` and the benchmarks build the same `Job`, so what one measures is what another runs.
 """
 from collections.abc import Callable
+import functools
+import pathlib
 import re
 from typing import Any, NamedTuple
 
@@ -10,13 +12,17 @@ import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
-from mcd_jax import checkpoint, duration, fingerprint, optim, tally
 from mcd_jax import config as config_lib
-from mcd_jax import mesh as mesh_lib
+from mcd_jax import duration
 from mcd_jax import step as step_lib
+from mcd_jax.costs import count_flops
 from mcd_jax.data import pipeline as pipeline_lib
 from mcd_jax.models import towers as towers_lib
-from mcd_jax.objectives import compose, pair
+from mcd_jax.objectives import compose, two_tower
+from mcd_jax.optim import optimizer
+from mcd_jax.run import checkpoint, fingerprint
+from mcd_jax.sharding import constrain
+from mcd_jax.sharding import mesh as mesh_lib
 
 
 class Job(NamedTuple):
@@ -30,6 +36,7 @@ class Job(NamedTuple):
     total_steps: int
     abstract: Any           # State of jax.ShapeDtypeStruct, with shardings
     placement: str          # the table of parameters and where they live
+    summary: str            # its totals, a line, and what is locked
     init: Callable          # (key, params=None, locked=None) -> State, on the mesh; see `initial`
     step: Callable          # jitted (State, batch) -> (State, metrics); the State is donated
     durations: Callable     # (name, value) -> steps
@@ -47,18 +54,18 @@ def build(config, bad_examples=None, devices=None):
     Raises:
       ValueError: what doesn't fit, with the key's name: an unknown key, a missing view, a batch that doesn't divide, ...
     """
-    config_lib.check(config)
-    config = ConfigDict(config.to_dict())
+    config = config_lib.resolved(config)
     size = config.batch_size
 
     # ---- mesh and data ---------------------------------------------------------------------------------------------------------
     mesh = mesh_lib.make(config.mesh, devices)
-    mesh_lib.check_batch(size, mesh, config.microbatches, pair.group_size(config))
+    mesh_lib.check_batch(size, mesh, config.microbatches, two_tower.group_size(config))
     held = mesh_lib.local_rows(size, mesh) if devices is None else [0]
     pipeline = pipeline_lib.make(config.data, config.seed, size, rows=held, bad_log=bad_examples)
     rows = mesh_lib.batch_sharding(mesh)
     batch = {k: jax.ShapeDtypeStruct((size, *shape[1:]), dtype, sharding=rows) for k, (shape, dtype) in pipeline.shapes.items()}
     config.model.inputs = inputs(config, pipeline)
+    config.batch_shapes = {key: (shape[1:], str(jnp.dtype(dtype))) for key, (shape, dtype) in pipeline.shapes.items()}
 
     def durations(name, value, total=None):
         return duration.steps(value, batch_size=size, examples=pipeline.examples, total_steps=total, name=f"config.{name}")
@@ -81,7 +88,7 @@ def build(config, bad_examples=None, devices=None):
 
     # ---- optimizer, state and where it lives -----------------------------------------------------------------------------------
     shapes = jax.eval_shape(objective.init, jax.random.key(0), batch)
-    tx, schedules = optim.make(config.optimizer, shapes, total_steps=total, batch_size=size, examples=pipeline.examples)
+    tx, schedules = optimizer.make(config.optimizer, shapes, total_steps=total, batch_size=size, examples=pipeline.examples)
 
     def init(key, batch, params=None, locked=None):
         state = step_lib.init_state(objective, tx, key, batch, params)
@@ -92,16 +99,19 @@ def build(config, bad_examples=None, devices=None):
     abstract = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), state, shardings)
     step = jax.jit(step_lib.make_step(objective, tx, weights), donate_argnums=0, out_shardings=(shardings, None))
     start = jax.jit(lambda key, params, locked: init(key, zeros(batch), params, locked), out_shardings=shardings)
+    table, summary = mesh_lib.table(abstract.params, config.sharding, mesh)
     return Job(config, mesh, pipeline, batch, objective, tx, schedules, total, abstract,
-               mesh_lib.table(abstract.params, config.sharding, mesh) + locked_line(abstract),
+               table, summary + locked_line(abstract),
                lambda key, params=None, locked=None: start(key, params, locked), step,
                lambda name, value: durations(name, value, total),
                lambda: model_flops(config, tx, weights, state, batch))
 
 
 def objective_of(config):
-    """The `Objective` of a resolved config, with the towers of config.model.locked in its memory."""
-    return pair.lock(compose.objective(config), config.model.get("locked", ()))
+    """The `Objective` of a resolved config, with the towers of config.model.locked in its memory, placed by config.sharding."""
+    objective = two_tower.lock(compose.objective(config), config.model.get("locked", ()))
+    ruled = functools.partial(constrain.under_rules, config.sharding)
+    return objective._replace(forward=ruled(objective.forward), heads={name: ruled(fn) for name, fn in objective.heads.items()})
 
 
 def initial(config, abstract):
@@ -124,11 +134,16 @@ def initial(config, abstract):
     params = None
     if config.init_from:
         rest = {kind: tower for kind, tower in shapes.items() if kind not in folders}
-        wanted = pair.whole(abstract.params, {"locked": rest})
+        wanted = two_tower.merge_locked(abstract.params, {"locked": rest})
         copies = copied(config, wanted)
         fresh = (*config.get("init_fresh", ()), *map(re.escape, copies))
-        stored = checkpoint.restore_from(config.init_from, wanted, "params", fresh,
-                                         besides="|".join(f"params/{kind}/.*" for kind in folders))
+        try:
+            stored = checkpoint.restore_from(config.init_from, wanted, "params", fresh,
+                                             besides="|".join(f"params/{kind}/.*" for kind in folders))
+        except checkpoint.MismatchError as error:
+            if advice := _other_size(config):
+                raise checkpoint.MismatchError(f"{str(error).rpartition(': ')[0]}: {advice}") from error
+            raise
         stored = _with(stored, wanted, copies, config.init_from)
         params, locked = towers_lib.split(stored, [name for name in names if name.split("/")[0] not in folders])
         towers |= locked
@@ -137,6 +152,20 @@ def initial(config, abstract):
             raise ValueError(f"config.model.locked={names!r}: the locked {kind} tower needs trained weights, and there are none: "
                              f"set config.init_locked.{kind} to a workdir that has them, or config.init_from to a whole model's")
     return params, towers
+
+
+def _other_size(config):
+    """What to do where config.init_from's run has images of another size than this one; "" where it hasn't, or can't be read."""
+    try:
+        stored = config_lib.read(pathlib.Path(config.init_from) / "config.json")
+        theirs, ours = stored.model.inputs.image_size, config.model.inputs.image_size
+    except (OSError, ValueError, AttributeError, KeyError):
+        return ""
+    if theirs == ours or not theirs or not ours:
+        return ""
+    return (f"config.init_from={config.init_from} has images of {theirs} px, config.data.views makes {ours}: give the views "
+            f"{theirs}, or make it a run of {ours} px, with its position embeddings interpolated: `mcd-jax convert export` to a "
+            f"folder, then `mcd-jax convert import --image_size={ours}` of that")
 
 
 def copied(config, wanted):
@@ -192,7 +221,7 @@ def model_flops(config, tx, weights, state, batch):
         tower.remat = "none"
     objective = objective_of(config)
     memory = {k: v for k, v in state.memory.items() if k != "ema" or not config.ema}
-    return tally.count(step_lib.make_step(objective, tx, weights), state._replace(memory=memory), batch)
+    return count_flops.count(step_lib.make_step(objective, tx, weights), state._replace(memory=memory), batch)
 
 
 def zeros(batch):

@@ -5,7 +5,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from mcd_jax import optim
+from mcd_jax.optim import optimizer
 
 
 class State(NamedTuple):
@@ -19,10 +19,15 @@ class State(NamedTuple):
 
 def init_state(objective, tx, key, batch, params=None):
     """State at step 0. `params`, all or some, replace fresh ones before memory starts, so that a teacher copies what was loaded."""
+    params, memory, key = init_model(objective, key, batch, params)
+    return State(jnp.int32(0), params, tx.init(params), memory, key)
+
+
+def init_model(objective, key, batch, params=None):
+    """(params, memory, key of the run) of `init_state`: all of a state but what an optimizer keeps."""
     k_params, k_memory, k_run = jax.random.split(key, 3)
     params = _over(objective.init(k_params, batch), params or {})
-    memory = objective.start(k_memory, params, batch)
-    return State(jnp.int32(0), params, tx.init(params), memory, k_run)
+    return params, objective.init_memory(k_memory, params, batch), k_run
 
 
 def _over(fresh, loaded):
@@ -35,7 +40,7 @@ def make_step(objective, tx, weights):
 
     Args:
       objective: an `Objective`.
-      tx: the transformation that `optim.make` built.
+      tx: the transformation that `optimizer.make` built.
       weights: term -> number, or a function of the step. A term of constant weight 0 isn't traced.
 
     Raises:
@@ -54,18 +59,18 @@ def make_step(objective, tx, weights):
             out = objective.forward(params, state.memory, batch, key, state.step)
             terms = {n: objective.terms[n](out) for n in live}
             total = sum((factors[n] * terms[n] for n in live), jnp.float32(0))
-            return total, (terms, {n: f(out) for n, f in objective.metrics.items()}, out.get("keep"))
+            return total, (terms, {n: f(out) for n, f in objective.metrics.items()}, out.get("for_memory"))
 
-        (loss, (terms, metrics, keep)), grads = jax.value_and_grad(loss_fn, has_aux=True)(state.params)
+        (loss, (terms, metrics, for_memory)), grads = jax.value_and_grad(loss_fn, has_aux=True)(state.params)
         updates, opt = tx.update(grads, state.opt, state.params)
         params = optax.apply_updates(state.params, updates)
-        finite = optim.was_finite(opt)
+        finite = optimizer.was_finite(opt)
         memory = jax.tree.map(lambda new, old: jnp.where(finite, new, old),
-                              objective.remember(state.memory, params, keep, state.step), state.memory)
+                              objective.update_memory(state.memory, params, for_memory, state.step), state.memory)
         report = {"loss": loss, **{f"loss/{n}": t for n, t in terms.items()}, **metrics,
                   **{f"weight/{n}": f for n, f in factors.items() if callable(weights[n])},
                   "grad_norm": optax.tree.norm(grads), "update_norm": optax.tree.norm(updates),
-                  "param_norm": optax.tree.norm(params), **optim.skipped(opt)}
+                  "param_norm": optax.tree.norm(params), **optimizer.skipped(opt)}
         return State(state.step + 1, params, opt, memory, state.key), report
 
     return step
@@ -73,12 +78,12 @@ def make_step(objective, tx, weights):
 
 def with_average(objective, decay):
     """`objective` with an exponential average of all parameters kept in `memory["ema"]`."""
-    def start(key, params, batch):
-        return {**objective.start(key, params, batch), "ema": jax.tree.map(jnp.copy, params)}
+    def init_memory(key, params, batch):
+        return {**objective.init_memory(key, params, batch), "ema": jax.tree.map(jnp.copy, params)}
 
-    def remember(memory, params, keep, step):
+    def update_memory(memory, params, for_memory, step):
         rest = {k: v for k, v in memory.items() if k != "ema"}
-        rest = objective.remember(rest, params, keep, step)
+        rest = objective.update_memory(rest, params, for_memory, step)
         return {**rest, "ema": jax.tree.map(lambda a, p: decay * a + (1 - decay) * p, memory["ema"], params)}
 
-    return objective._replace(start=start, remember=remember)
+    return objective._replace(init_memory=init_memory, update_memory=update_memory)

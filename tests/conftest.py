@@ -2,6 +2,11 @@
 import importlib.util
 import os
 import pathlib
+import signal
+
+for _number in (signal.SIGHUP, signal.SIGINT, signal.SIGTERM):   # under nohup, or behind "&" in a script, some are ignored, and
+    if signal.getsignal(_number) == signal.SIG_IGN:              # what is ignored stays ignored in the commands that tests start
+        signal.signal(_number, signal.default_int_handler if _number == signal.SIGINT else signal.SIG_DFL)
 
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["JAX_NUM_CPU_DEVICES"] = "4"

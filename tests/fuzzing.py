@@ -22,8 +22,9 @@ import numpy as np
 import shards
 
 from mcd_jax.bench.soak import footprint
-from mcd_jax.data import pipeline, records, sources
+from mcd_jax.data import pipeline, sources
 from mcd_jax.data.reader import Reader, Unusable
+from mcd_jax.data.storage import records
 from mcd_jax.data.views import Views
 
 LIMIT = 20

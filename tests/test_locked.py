@@ -11,21 +11,24 @@ import numpy as np
 import pytest
 import tiny
 
-from mcd_jax import checkpoint, evaluate, hlo, optim, rules, tally
 from mcd_jax import config as config_lib
+from mcd_jax import evaluate, trained
 from mcd_jax import job as job_lib
-from mcd_jax import mesh as mesh_lib
 from mcd_jax import step as step_lib
 from mcd_jax import train as train_lib
 from mcd_jax.convert import runs as convert_runs
+from mcd_jax.costs import count_flops, hlo
 from mcd_jax.models import towers
-from mcd_jax.objectives import pair
+from mcd_jax.objectives import two_tower
+from mcd_jax.optim import optimizer
+from mcd_jax.run import checkpoint
+from mcd_jax.sharding import mesh as mesh_lib
+from mcd_jax.sharding import rules
 
 CONFIG = __file__.rpartition("/")[0] + "/configs/locked.py"
-CASES = [pytest.param("clip", ("text",), marks=pytest.mark.full), pytest.param("siglip", ("image",), marks=pytest.mark.full),
-         pytest.param("slip", ("text", "text/proj"), marks=pytest.mark.full), ("mcd", ("text",)), ("mcd", ("image", "text"))]
-METHODS = [pytest.param(method, marks=[] if method in ("clip", "mcd") else pytest.mark.full) for method in tiny.METHODS
-           if method not in (*tiny.LOCKED, "judging", "assigning", "limoe")]   # one tower for both can't be locked by half
+CASES = [("clip", ("text",)), ("clip", ("image", "text")), pytest.param("siglip", ("image",), marks=pytest.mark.full),
+         pytest.param("slip", ("text", "text/proj"), marks=pytest.mark.full)]
+METHODS = [pytest.param(name, marks=[] if case.quick else pytest.mark.full) for name, case in tiny.CASES.items() if case.lockable]
 
 
 def steps(method, names, count=1, **how):
@@ -65,7 +68,7 @@ def test_the_trained_part_gets_the_gradient_it_gets_unlocked(method):
     free, _, weights, state, batch = tiny.build(method)
     locked, _, _, _, _ = tiny.build(method, model=dict(locked=names))
     trained, rest = towers.split(state.params, names)
-    start = lambda objective, params: objective.start(jax.random.key(1), params, batch)
+    start = lambda objective, params: objective.init_memory(jax.random.key(1), params, batch)
 
     def loss(objective, params, memory):
         out = objective.forward(params, memory, batch, jax.random.key(2), jnp.int32(0))
@@ -76,32 +79,32 @@ def test_the_trained_part_gets_the_gradient_it_gets_unlocked(method):
     got, to_memory = jax.jit(jax.grad(lambda p, m: loss(locked, p, m), argnums=(0, 1), allow_int=True))(trained, memory)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6), got, towers.split(want, names)[0])
     assert not any(np.asarray(g).any() for g in jax.tree.leaves(to_memory) if g.dtype != jax.dtypes.float0)
-    jax.tree.map(np.testing.assert_array_equal, pair.whole(trained, memory), state.params)
+    jax.tree.map(np.testing.assert_array_equal, two_tower.merge_locked(trained, memory), state.params)
     head = [objective.heads["embed"](p, m, {k: batch[k] for k in ("image", "text")})
             for objective, p, m in ((free, state.params, start(free, state.params)), (locked, trained, memory))]
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6), *head)
 
 
 @pytest.mark.parametrize("microbatches", [1, 2])
-@pytest.mark.parametrize("method", [one for one in METHODS if one.values[0] not in tiny.TEXTS])   # those read with a BERT, twice
+@pytest.mark.parametrize("method", [one for one in METHODS if "text" not in tiny.CASES[one.values[0]].model])   # BERT: read twice
 def test_a_locked_tower_is_computed_once_forward_and_never_backward(method, microbatches):
-    """FLOPs of the step's trace by the depth of the locked tower: one forward pass (MCD's teacher makes a second one), no more."""
+    """FLOPs of the step's trace by the depth of the locked tower: one forward pass (and one by a teacher of its own), no more."""
     def flops(depth):
         text = dict(tiny.TEXT, depth=depth, scan=True, remat="full")
         cfg = tiny.config(method)
         cfg.model.text, cfg.model.locked, cfg.microbatches = text, ("text",), microbatches
         objective, tx, state, batch = setup(cfg, jax.eval_shape)
-        return tally.count(step_lib.make_step(objective, tx, tiny.weights(cfg)), state, batch)
+        return count_flops.count(step_lib.make_step(objective, tx, tiny.weights(cfg)), state, batch)
 
     width, tokens = tiny.TEXT["width"], tiny.CONTEXT
     layer = tokens * (8 * width ** 2 + 4 * tokens * width + 4 * width * tiny.TEXT["mlp_dim"])
-    assert flops(5) - flops(2) == 3 * layer * tiny.BATCH * (2 if "mcd" in method else 1)
+    assert flops(5) - flops(2) == 3 * layer * tiny.BATCH * tiny.CASES[method].text_passes
 
 
 def setup(cfg, run=lambda fn, *args: fn(*args)):
     objective, batch = job_lib.objective_of(cfg), jax.tree.map(jnp.asarray, tiny.batch())
     shapes = jax.eval_shape(objective.init, jax.random.key(0), batch)
-    tx, _ = optim.make(cfg.optimizer, shapes, total_steps=10, batch_size=tiny.BATCH, examples=80)
+    tx, _ = optimizer.make(cfg.optimizer, shapes, total_steps=10, batch_size=tiny.BATCH, examples=80)
     return objective, tx, run(lambda key: step_lib.init_state(objective, tx, key, batch), jax.random.key(0)), batch
 
 
@@ -143,7 +146,7 @@ def test_split_and_whole_are_inverse():
     params = {"image": {"a": 1, "proj": {"kernel": 2}}, "text": {"b": 3}, "logit_scale": 4}
     for names in ((), ("image",), ("image", "image/proj"), ("text",), ("image", "text")):
         trained, locked = towers.split(params, names)
-        assert towers.whole({**trained, "locked": locked}) == params
+        assert towers.merge_locked({**trained, "locked": locked}) == params
     assert towers.split(params, ("image",)) == ({"image": {"proj": {"kernel": 2}}, "text": {"b": 3}, "logit_scale": 4},
                                                 {"image": {"a": 1}})
     assert towers.split(params, ("text",))[0]["text"] == {}
@@ -169,10 +172,8 @@ def train(workdir, locked=None):
 
 
 def last_state(workdir):
-    """(Job, newest state) of a workdir."""
-    job, state = evaluate.open_run(workdir)
-    job.pipeline.close()
-    return job, state
+    """(Trained, newest state) of a workdir."""
+    return trained.open_run(workdir)
 
 
 @pytest.fixture(scope="module")
@@ -185,13 +186,14 @@ def runs(tmp_path_factory):
 
 def test_it_starts_as_the_other_run_ended_and_stays(runs):
     plain, locked, stdout = runs
-    theirs, (job, state) = last_state(plain)[1].params["text"], last_state(locked)
+    theirs, (run, state) = last_state(plain)[1].params["text"], last_state(locked)
     assert f"the text tower is locked, as {plain} has it" in stdout and "memory/locked/text: 20 arrays, " in stdout
     jax.tree.map(np.testing.assert_array_equal, state.memory["locked"]["text"], {k: v for k, v in theirs.items() if k != "proj"})
     assert not np.array_equal(state.params["text"]["proj"]["kernel"], theirs["proj"]["kernel"])
     assert json.loads((locked / "evals.json").read_text())["retrieval/validation/text_to_image/R@1"] >= 0
-    assert job.flops() < last_state(plain)[0].flops()
-    jax.tree.map(np.testing.assert_array_equal, convert_runs.open_run(str(locked)).params, pair.whole(state.params, state.memory))
+    assert job_lib.build(run.config).flops() < job_lib.build(last_state(plain)[0].config).flops()
+    jax.tree.map(np.testing.assert_array_equal, convert_runs.open_run(str(locked)).params, two_tower.merge_locked(state.params,
+                                                                                                                  state.memory))
 
 
 def test_it_resumes_without_the_other_run_and_evaluates_the_same(runs, tmp_path):
@@ -216,12 +218,13 @@ def test_a_whole_model_gives_locked_towers_too(runs):
     job = job_lib.build(config)
     params, towers_ = job_lib.initial(job.config, job.abstract)
     theirs = last_state(plain)[1].params
-    jax.tree.map(np.testing.assert_array_equal, pair.whole(params, {"locked": towers_}), theirs)
+    jax.tree.map(np.testing.assert_array_equal, two_tower.merge_locked(params, {"locked": towers_}), theirs)
     config.init_locked.text, config.init_from = str(plain), str(locked)   # the rest from a run whose text tower is locked
     params, towers_ = job_lib.initial(job_lib.build(config).config, job.abstract)
     jax.tree.map(np.testing.assert_array_equal, params, last_state(locked)[1].params)
     state = job.init(jax.random.key(0), params, towers_)
-    jax.tree.map(np.testing.assert_array_equal, pair.whole(state.params, state.memory)["text"]["token"], theirs["text"]["token"])
+    jax.tree.map(np.testing.assert_array_equal, two_tower.merge_locked(state.params, state.memory)["text"]["token"],
+                 theirs["text"]["token"])
 
 
 @pytest.mark.parametrize("changes, error, words", [

@@ -5,7 +5,7 @@ import numpy as np
 from PIL import Image
 
 from mcd_jax.data import tokenizers
-from mcd_jax.data.benchmarks import MODALITIES, Benchmark, Entry, Task
+from mcd_jax.evals.benchmarks import MODALITIES, Benchmark, Entry, Task
 
 _TOKENIZER = tokenizers.make("clip", "", 0)
 _TEXTS = ("word{}", "other{}", "Word{}.", "Other{}.")

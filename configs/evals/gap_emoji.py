@@ -1,16 +1,17 @@
-"""What `python -m mcd_jax.analyze gap` measures on the embedded data set, with validation concepts to choose every move on:
+"""What `mcd-jax analyze gap` measures on the embedded data set, with validation concepts to choose every move on:
 
-    python -m mcd_jax.analyze gap --workdir=runs/clip_emoji --evals=configs/evals/gap_emoji.py
+    mcd-jax analyze gap --workdir=runs/clip_emoji --evals=gap_emoji
 
-The config's own evaluations, and zero-shot classification of the validation concepts by label and by group. Also read=.
+The config's own evaluations, and zero-shot classification of the validation concepts by label and by group. Also weights_from=.
 """
-from configs import emoji
-from configs.evals import zeroshot
+from mcd_jax.configs.evals import zeroshot
+
+from mcd_jax.configs import emoji
 
 
 def get_evals(arguments=""):
-    args = zeroshot.parse(arguments, read="params")
-    found = emoji.evaluations(args["read"])
+    args = zeroshot.parse(arguments, weights_from="params")
+    found = emoji.evaluations(args["weights_from"])
     validation = emoji.source("validation")
     labels = dict(found["zeroshot"]["labels_heldout_concepts"], source=validation)
     groups = dict(found["zeroshot"]["groups_heldout_concepts"], source=validation)

@@ -1,8 +1,8 @@
 """Universal retrieval, for any job: the embedded set's nine-way table, or the published benchmarks where a folder is given.
 
-    python -m mcd_jax.evaluate --workdir=runs/x --evals=configs/evals/universal.py
-    python -m mcd_jax.evaluate --workdir=runs/x --evals=configs/evals/universal.py:caption=de,fuse=unit_sum
-    python -m mcd_jax.evaluate --workdir=runs/x --evals=configs/evals/universal.py:mbeir=/data/M-BEIR,tasks=mscoco_task0,cirr_task7
+    mcd-jax evaluate --workdir=runs/x --evals=universal
+    mcd-jax evaluate --workdir=runs/x --evals=universal:caption=de,fuse=unit_sum
+    mcd-jax evaluate --workdir=runs/x --evals=universal:mbeir=/data/M-BEIR,tasks=mscoco_task0,cirr_task7
 
 Embedded set: the drawing of an emoji by one vendor and its English label ask for its drawing by another and another text, its
 English tags joined (or caption=de, its label in another language). Concepts whose tags are the label and nothing else, and flags,
@@ -18,10 +18,11 @@ heldout_found tells of text to image, and only heldout_asks of image to text.
 mbeir     folder of M-BEIR; tasks=mscoco_task0,cirr_task7,... (default: all 16), union=no leaves the global pool out
 mmeb      folder of MMEB's parquet files, with mmeb_images=FOLDER and subsets=CIRR,NIGHTS,... (default: the 12 of retrieval)
 covr      folder of frames, with covr_table=FILE.csv
-Also read, fuse (raw_sum, unit_sum), search (faiss, exact), instructions=yes. R@50 is added for M-BEIR and CoVR.
+Also weights_from, fuse (raw_sum, unit_sum), search (faiss, exact), instructions=yes. R@50 is added for M-BEIR and CoVR.
 """
-from configs.evals import zeroshot
-from mcd_jax.data.benchmarks import mmeb
+from mcd_jax.configs.evals import zeroshot
+
+from mcd_jax.evals.benchmarks import mmeb
 
 HELD_OUT = "openmoji"
 PARTS = ("train", "validation", "test")
@@ -29,9 +30,10 @@ PARTS = ("train", "validation", "test")
 
 def get_evals(arguments=""):
     args = zeroshot.parse(arguments, seen="google", caption="tags", mbeir="", tasks=(), union="yes",
-                          mmeb="", mmeb_images="", subsets=mmeb.SUBSETS, covr="", covr_table="", read="params", fuse="raw_sum",
+                          mmeb="", mmeb_images="", subsets=mmeb.SUBSETS, covr="", covr_table="", weights_from="params",
+                          fuse="raw_sum",
                           search="", instructions="no")
-    common = dict(read=args["read"], fuse=args["fuse"], search=args["search"] or None)
+    common = dict(weights_from=args["weights_from"], fuse=args["fuse"], search=args["search"] or None)
     instructions, found = args["instructions"] == "yes", {}
     if args["mbeir"]:
         spec = dict(name="mbeir", path=args["mbeir"], tasks=args["tasks"], union=args["union"] == "yes", instructions=instructions)

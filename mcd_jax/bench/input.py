@@ -13,7 +13,6 @@ Where the machine is busy, the shares and ratios hold better than the rates.
 --peers runs beside open_clip, torchvision and PIL (see `peers.py`), in the environment of `make test-peers`:
     .venv-peers/bin/python -m mcd_jax.bench.input --peers
 """
-import argparse
 import contextlib
 import json
 import os
@@ -23,21 +22,14 @@ import time
 
 import numpy as np
 
+from mcd_jax import command
 from mcd_jax.bench import photos
 from mcd_jax.bench.overhead import overhead
-from mcd_jax.data import image, ops, pipeline, sources, tokenizers
-from mcd_jax.data.look import Look
+from mcd_jax.bench.recipes import TWO, views_at
+from mcd_jax.data import decode, pipeline, sources, tokenizers
+from mcd_jax.data.ops import image_ops
+from mcd_jax.data.ops.augmented import Augmented
 from mcd_jax.data.views import Views
-
-ONE = {"image": "decode|crop({pixels},0.9)"}
-_STRONG = "decode|crop({pixels},0.08)|jitter(.4,.4,.4,.1,p=.8)|gray(.2)|blur(.5)|flip"
-TWO = {"image": "decode|crop({pixels},0.5)", "augmented": _STRONG}
-THREE = {"image": "decode|crop({pixels},0.5)", "view1": _STRONG, "view2": _STRONG}
-
-
-def views_at(pixels, recipe):
-    """The pipe strings of a recipe at a size."""
-    return {name: spec.format(pixels=pixels) for name, spec in recipe.items()}
 
 
 def cost(work, seconds, least=1):
@@ -55,23 +47,24 @@ def stages(source, views, pixels, tokenizer, batch_size, seconds):
     count = min(len(source), 256)
     stored = [source[i] for i in range(count)]
     result = {"read": cost(lambda i: source[i % len(source)], seconds)}
-    result["decode"] = cost(lambda i: image.decode(stored[i % count]["image"]), seconds)
+    result["decode"] = cost(lambda i: decode.decode(stored[i % count]["image"]), seconds)
     for name, spec in views.items():
         view = Views({name: spec})
         numbers = view.draws(0, range(count))[name]
-        finish = (lambda look: look.drawn()) if name in view.images else (lambda array: array)
+        finish = (lambda augmented: augmented.drawn()) if name in view.images else (lambda array: array)
         result[name] = cost(lambda i: finish(view(dict(stored[i % count]), {name: numbers[i % count]})[name]), seconds)
-    crop = ops.crop(pixels, 0.5)
+    crop = image_ops.crop(pixels, 0.5)
     random = np.random.default_rng(0).random((count, crop.draws)).tolist()
-    decoded = [(image.decode(row["image"]), image.size(row["image"]) if image.is_jpeg(row["image"]) else None)
+    decoded = [(decode.decode(row["image"]), decode.size(row["image"]) if decode.is_jpeg(row["image"]) else None)
                for row in stored[:32]]
-    cut = lambda i: crop.run(Look(*decoded[i % len(decoded)]), random[i % count])
+    cut = lambda i: crop.run(Augmented(*decoded[i % len(decoded)]), random[i % count])
     result["crop"] = cost(cut, seconds)
     cuts = [cut(i).pixels for i in range(len(decoded))]
-    for name, op in (("flip", ops.flip(1.0)), ("jitter", ops.jitter(0.4, 0.4, 0.4, 0.1, p=1.0)), ("gray", ops.gray(1.0)),
-                     ("blur", ops.blur(1.0))):
+    for name, op in (("flip", image_ops.flip(1.0)), ("jitter", image_ops.jitter(0.4, 0.4, 0.4, 0.1, p=1.0)),
+                     ("gray", image_ops.gray(1.0)),
+                     ("blur", image_ops.blur(1.0))):
         draw = lambda i: [0.0, *random[i % count][:op.draws - 1]]
-        result[name] = cost(lambda i: op.run(Look(cuts[i % len(cuts)]), draw(i)).drawn(), seconds)
+        result[name] = cost(lambda i: op.run(Augmented(cuts[i % len(cuts)]), draw(i)).drawn(), seconds)
     encode = tokenizers.make(tokenizer)
     result["tokenize"] = cost(lambda i: encode.encode([f"{i} caption of about eight words"], 16), seconds)  # none comes twice
     for cache in (False, True):
@@ -111,17 +104,19 @@ def opened(name, count):
 
 def main(argv=None):
     """Prints the JSON lines and returns them as a list of dicts."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = command.Parser(description=__doc__)
     parser.add_argument("--sources", nargs="+", default=["emoji", *photos.SIZES], choices=["emoji", *photos.SIZES])
-    parser.add_argument("--pixels", type=int, default=0, help="side of the views; 0: 64 or 224, as the source suggests")
+    parser.add_argument("--pixels", type=command.whole(0), default=0,
+                        help="side of the views; 0: 64 or 224, as the source suggests")
     parser.add_argument("--view", action="append", default=[], metavar="NAME=PIPE", help="further view; repeatable")
-    parser.add_argument("--batch_size", type=int, default=64)
-    parser.add_argument("--workers", type=int, nargs="+", default=[0, 1, 2], help="numbers of threads to measure")
-    parser.add_argument("--processes", type=int, nargs="*", default=[1, 2], help="numbers of worker processes to measure")
+    parser.add_argument("--batch_size", type=command.whole(1), default=64)
+    parser.add_argument("--workers", type=command.whole(0), nargs="+", default=[0, 1, 2], help="numbers of threads to measure")
+    parser.add_argument("--processes", type=command.whole(0), nargs="*", default=[1, 2],
+                        help="numbers of worker processes to measure")
     parser.add_argument("--seconds", type=float, default=1.0, help="time for each figure")
-    parser.add_argument("--photos", type=int, default=128, help="how many are made of each size")
+    parser.add_argument("--photos", type=command.whole(1), default=128, help="how many are made of each size")
     parser.add_argument("--peers", action="store_true", help="beside open_clip, torchvision and PIL, on photos only")
-    parser.add_argument("--rounds", type=int, default=5, help="of turns with the peers")
+    parser.add_argument("--rounds", type=command.whole(1), default=5, help="of turns with the peers")
     options = parser.parse_args(argv)
     lines = []
     for name in options.sources:

@@ -4,7 +4,7 @@ python -m mcd_jax.bench.loss [--devices=8] [--batches=4096,16384,131072] [--loss
 python -m mcd_jax.bench.loss --topology=v5e:16x16 --batches=1048576 --losses=softmax --forms=ring     # needs libtpu, compiles only
 
 Forms: `dense` (one B x B product, the compiler places it), `gather_local` (every device gathers all embeddings and scores its own
-rows and keys against them), `plain_ring` (embeddings travel, automatic derivatives), `ring` (`mcd_jax.losses.ring`).
+rows and keys against them), `plain_ring` (embeddings travel, automatic derivatives), `ring` (`mcd_jax.sharding.ring`).
 `temp_bytes` is what the compiled loss with its gradient needs per device beside arguments and results. `seconds` is the best of
 three calls, taken in turn with the other forms; `max_rel_grad_error` the largest relative error (norm) of the gradients against
 float64. From 65,536 rows on the losses are only compiled, and both are null. `collectives` says what travels, how much of it is
@@ -21,7 +21,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 import numpy as np
 
 from mcd_jax import compile as compile_lib
-from mcd_jax import hlo
+from mcd_jax.costs import hlo
 from mcd_jax.losses import contrastive
 
 _DEVICES = flags.DEFINE_integer("devices", 8, "fake CPU devices")
@@ -37,14 +37,14 @@ AXIS = "data"
 
 def dense(loss, x, y, scale, bias):
     if loss == "softmax":
-        return contrastive.softmax(x, y, scale, form="gather")
-    return contrastive.sigmoid(x, y, scale, bias, form="gather")
+        return contrastive.softmax(x, y, scale, implementation="gather")
+    return contrastive.sigmoid(x, y, scale, bias, implementation="gather")
 
 
 def ring(loss, x, y, scale, bias):
     if loss == "softmax":
-        return contrastive.softmax(x, y, scale, form="ring")
-    return contrastive.sigmoid(x, y, scale, bias, form="ring")
+        return contrastive.softmax(x, y, scale, implementation="ring")
+    return contrastive.sigmoid(x, y, scale, bias, implementation="ring")
 
 
 def gather_local(loss, x, y, scale, bias):
@@ -170,7 +170,7 @@ def measure(loss, batch, mesh, rows, whole):
                     errors[name] = max(map(relative, gradients, want))
     for name in compiled:
         print(json.dumps(dict(
-            form=name, loss=loss, batch=batch, dim=_DIM.value, devices=mesh.size, platform=_TOPOLOGY.value or "cpu",
+            implementation=name, loss=loss, batch=batch, dim=_DIM.value, devices=mesh.size, platform=_TOPOLOGY.value or "cpu",
             temp_bytes=temporary[name], seconds=round(min(seconds[name][1:]), 4) if run else None,
             max_rel_grad_error=float(f"{errors[name]:.2g}") if run else None,
             collectives=hlo.collectives(compiled[name].as_text()))), flush=True)

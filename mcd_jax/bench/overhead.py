@@ -2,7 +2,8 @@
 import time
 import unittest.mock
 
-from mcd_jax.data import image, ops
+from mcd_jax.data import decode as decode_lib
+from mcd_jax.data.ops import image_ops
 from mcd_jax.data.pipeline import Pipeline
 from mcd_jax.data.views import Views
 
@@ -28,14 +29,14 @@ _WATCH = Stopwatch()
 
 def watched_crop(*args):
     """The operation crop, its time added up."""
-    op = ops.crop(*args)
+    op = image_ops.crop(*args)
     return op._replace(run=_WATCH.around(op.run))
 
 
 def overhead(source, pixels, batch_size, seconds):
     """Share of the CPU time, through one of grain's threads, that goes neither into decoding nor into cropping and resizing."""
     views = Views({"image": f"decode|{__name__}.watched_crop({pixels},0.9)"})
-    with unittest.mock.patch.object(image, "decode", _WATCH.around(image.decode)):
+    with unittest.mock.patch.object(decode_lib, "decode", _WATCH.around(decode_lib.decode)):
         data = Pipeline(source, views, 0, batch_size, workers=1, prefetch=1)
         batches = data.iterate()
         next(batches)

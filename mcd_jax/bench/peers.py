@@ -22,7 +22,7 @@ import types
 
 import numpy as np
 
-from mcd_jax.bench import input as bench
+from mcd_jax.bench import recipes
 from mcd_jax.data import sources
 from mcd_jax.data.pipeline import Pipeline
 from mcd_jax.data.views import Views
@@ -43,7 +43,7 @@ def _torch():
 
 
 def _ours(source, recipe, pixels, batch_size):
-    data = Pipeline(source, Views(bench.views_at(pixels, recipe)), 0, batch_size, workers=0)
+    data = Pipeline(source, Views(recipes.views_at(pixels, recipe)), 0, batch_size, workers=0)
     steps = iter(range(2 ** 60))
     return lambda: len(data.batch(next(steps))["image"])
 
@@ -149,11 +149,11 @@ def compare(folder, pixels=224, batch_size=64, rounds=5):
     """Measures everybody in the module's docstring on the archive photos.tar of `folder`."""
     torch, _library = _torch()
     source = sources.open({"name": "webdataset", "path": str(pathlib.Path(folder) / "photos.tar")})
-    one = {"ours": _ours(source, bench.ONE, pixels, batch_size),
+    one = {"ours": _ours(source, recipes.ONE, pixels, batch_size),
            "open_clip": _open_clip(folder, len(source), pixels, batch_size),
            "pil": _pil(source, pixels, batch_size)}
     few = min(batch_size, 32)
-    three = {"ours": _ours(source, bench.THREE, pixels, few),
+    three = {"ours": _ours(source, recipes.THREE, pixels, few),
              "slip_pil": _slip(torch, source, slip_transforms(pixels), few),
              "slip_torchvision": _slip(torch, source, _v2_transforms(torch, pixels), few)}
     return {"one_view": _turns(one, rounds), "three_views": _turns(three, rounds)}

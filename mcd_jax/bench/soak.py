@@ -4,13 +4,13 @@ Reads the embedded data set again and again through several views, without the c
 captions too long and some reads that fail the first time. Memory, descriptors and threads of the process are taken at a tenth
 of the batches, when every cache is warm, and at the end.
 """
-import argparse
 import json
 import os
 import pathlib
 import tempfile
 import time
 
+from mcd_jax import command
 from mcd_jax.data import sources
 from mcd_jax.data.pipeline import Pipeline
 from mcd_jax.data.views import Views
@@ -43,16 +43,16 @@ class Worn:
 
 def footprint():
     """{"memory": resident bytes, "descriptors": open files, "threads": ...} of this process."""
-    resident = int(pathlib.Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    resident = int(pathlib.Path("/proc/self/statm").read_text(encoding="utf-8").split()[1]) * os.sysconf("SC_PAGE_SIZE")
     return {"memory": resident, "descriptors": len(os.listdir("/proc/self/fd")), "threads": len(os.listdir("/proc/self/task"))}
 
 
 def main(argv=None):
     """Prints the JSON line and returns it as a dict."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--batches", type=int, default=20_000)
-    parser.add_argument("--batch_size", type=int, default=16)
-    parser.add_argument("--workers", type=int, default=2, help="threads")
+    parser = command.Parser(description=__doc__)
+    parser.add_argument("--batches", type=command.whole(10), default=20_000)
+    parser.add_argument("--batch_size", type=command.whole(1), default=16)
+    parser.add_argument("--workers", type=command.whole(1), default=2, help="threads")
     options = parser.parse_args(argv)
     if options.batches < 10:
         parser.error("--batches must be at least 10")

@@ -1,24 +1,25 @@
 """Speed of the train step alone, on one batch that stays on the device; prints one JSON line.
 
-python -m mcd_jax.bench.step [--config=configs/mcd_emoji.py] [--steps=10] [--config.key=value ...]
-python -m mcd_jax.bench.step --config=configs/limoe_emoji.py --against=configs/limoe_emoji.py:kind=dense
+python -m mcd_jax.bench.step [--config=mcd_emoji] [--steps=10] [--config.key=value ...]
+python -m mcd_jax.bench.step --config=limoe_emoji --against=limoe_emoji:kind=dense
 
 With --against both are measured in turn, a step of the one and a step of the other, so that a machine's other work falls on both.
 """
 import json
 import statistics
-import sys
 import time
 
-from absl import app, flags
+from absl import flags
 import jax
-from ml_collections import config_flags
 
+from mcd_jax import command
 from mcd_jax import config as config_lib
 from mcd_jax import job as job_lib
-from mcd_jax import mesh as mesh_lib
-from mcd_jax import metrics, rules
-from mcd_jax.objectives import pair
+from mcd_jax.config import overrides
+from mcd_jax.objectives import two_tower
+from mcd_jax.run import metrics
+from mcd_jax.sharding import mesh as mesh_lib
+from mcd_jax.sharding import rules
 
 
 def measure(config, steps):
@@ -84,7 +85,7 @@ class _Run:
 
 def parameters(job):
     """{"params", "active_params"}: how many the model has, and how many of them one token of each modality uses."""
-    experts = pair.towers_of(job.config).experts
+    experts = two_tower.towers_of(job.config).experts
     sizes = {path: x.size for path, x in rules.paths(job.abstract.params).items()}
     active = 0
     for path, size in sizes.items():
@@ -93,22 +94,19 @@ def parameters(job):
     return {"params": sum(sizes.values()), "active_params": active}
 
 
-def main(argv):
-    if len(argv) > 1:
-        raise app.UsageError(f"unknown argument {argv[1]!r}: flags begin with --")
-    configs = [flags.FLAGS.config] + ([config_lib.from_file(flags.FLAGS.against)] if flags.FLAGS.against else [])
-    try:
+def main(_):
+    with command.sentences():
+        configs = [config_lib.of_command(flags.FLAGS.config, overrides.given())]
+        configs += [config_lib.from_file(flags.FLAGS.against)] if flags.FLAGS.against else []
         own, *other = together(configs, flags.FLAGS.steps)
         if other:
             own |= {f"{key}_ratio": own[key] / other[0][key] for key in ("step_seconds", "cpu_seconds", "program_bytes")}
             own["against"] = other[0]
         print(json.dumps(own))
-    except (ValueError, OSError) as error:
-        sys.exit(f"error: {error}")
 
 
 if __name__ == "__main__":   # not before: `mcd_jax.train` has a flag of the same name
-    config_flags.DEFINE_config_file("config", "configs/mcd_emoji.py", "a file of configs/")
-    flags.DEFINE_string("against", "", "a second file of configs/, with its arguments, to measure beside it")
+    overrides.define("a config's name or file, with overrides as --config.key=value", "mcd_emoji")
+    flags.DEFINE_string("against", "", "a second config, with its arguments, to measure beside it")
     flags.DEFINE_integer("steps", 10, "how many steps to time", lower_bound=1)
-    app.run(main)
+    overrides.run(main)

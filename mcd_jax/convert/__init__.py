@@ -1,6 +1,6 @@
 """Weights in and out: foreign checkpoints as runs of ours, runs of ours as folders that the peer's own library loads.
 
-`python -m mcd_jax.convert export | import | check | formats`. A format is a module of this folder (or a dotted path) with
+`mcd-jax convert export | import | check | formats`. A format is a module of this folder (or a dotted path) with
 
   EXPORTS, IMPORTS  whether it writes, and reads
   names()           [(name, what it is)] of the models that it knows, for people

@@ -3,13 +3,13 @@
 A folder is config.json, model.safetensors (or pytorch_model.bin) and tokenizer.json; 1_Pooling/config.json of a
 sentence-transformers model says how its tokens become one vector.
 """
-import json
 import pathlib
 
 import numpy as np
 
 from mcd_jax.convert import files, tower
 from mcd_jax.convert.tables import constant, row, transpose
+from mcd_jax.run import small_files
 
 EXPORTS, IMPORTS = False, True
 _ACT = {"gelu": "gelu", "gelu_new": "gelu_tanh", "gelu_pytorch_tanh": "gelu_tanh", "relu": "relu"}
@@ -53,7 +53,7 @@ def load(checkpoint, name="", tokenizer=""):
     path = pathlib.Path(checkpoint)
     folder = path if path.is_dir() else path.parent
     weights = files.find(folder, ("model.safetensors", "pytorch_model.bin")) if path.is_dir() else path
-    config = json.loads(files.find(folder, ("config.json",)).read_text())
+    config = small_files.read(files.find(folder, ("config.json",)))
     options = options_of(config, folder)
     arrays = files.load(weights)
     before = "bert." if "bert.embeddings.word_embeddings.weight" in arrays else ""
@@ -82,7 +82,7 @@ def options_of(config, folder=None):
                          f"pad_token_id={config.get('pad_token_id', 0)}; this format reads model_type='bert' encoders with "
                          f"absolute positions, padding 0 and one of {', '.join(_ACT)}")
     pooling = folder / "1_Pooling" / "config.json" if folder else None
-    stored = json.loads(pooling.read_text()) if pooling and pooling.is_file() else {}
+    stored = small_files.read(pooling) if pooling and pooling.is_file() else {}
     mean = stored.get("pooling_mode_mean_tokens", False)
     return dict(name="bert", width=config["hidden_size"], depth=config["num_hidden_layers"], mlp_dim=config["intermediate_size"],
                 num_heads=config["num_attention_heads"], positions=config["max_position_embeddings"],

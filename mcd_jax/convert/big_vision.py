@@ -5,7 +5,6 @@ two_towers.py (0e17d73), utils.py (11eea57). Blocks are one array each (SigLIP) 
 and here: SigLIP 2). A folder is model.npz and model.json, which holds what arrays don't tell: the tokenizer, and big_vision's
 own config.
 """
-import json
 import pathlib
 
 import ml_dtypes
@@ -13,10 +12,12 @@ import numpy as np
 
 from mcd_jax.convert import files, hf_config, runs, tables
 from mcd_jax.convert.tables import first, heads_in, heads_out, patch_hwio, row, same, scalar
+from mcd_jax.run import small_files
 
 EXPORTS = IMPORTS = True
 WEIGHTS, CONFIG = "model.npz", "model.json"
 GEMMA = 256_000   # ids of SigLIP 2's vocabulary; SigLIP's C4 vocabulary has 32,000
+SO400M, SIGLIP_384 = (14, 378), 384   # patch and pixels of its grid; what it was trained on (configs/proj/image_text/siglip)
 _EXTRA = "params/txt/Encoder_0/pos_embedding"   # of older files, which add positions twice: text_transformer.load sums the two
 MUST = dict(image=dict(name="vit", pool="map", position="learned", ln_pre=False, patch_bias=True, act="gelu_tanh", eps=1e-6),
             text=dict(name="text", causal=False, pool="last", pad_mask=False, act="gelu_tanh", eps=1e-6))
@@ -25,6 +26,11 @@ MUST = dict(image=dict(name="vit", pool="map", position="learned", ln_pre=False,
 def names():
     """What is read and written."""
     return [("two_towers", "vit with a MAP head and text_transformer of any size: SigLIP, SigLIP 2 (not NaFlex)")]
+
+
+def fits(path):
+    """Whether a file or folder is of this format: an npz."""
+    return (path / WEIGHTS).is_file() if path.is_dir() else path.suffix == ".npz"
 
 
 # ---- import ----------------------------------------------------------------------------------------------------------------------
@@ -44,12 +50,15 @@ def load(checkpoint, name="", tokenizer=""):
     path = files.find(path, (WEIGHTS,)) if path.is_dir() else path
     arrays, left_out = _params(files.load(path))
     model, inputs = _model(arrays, path)
+    inputs["image_size"], notes = _image_size(path.parent, model, inputs["image_size"])
+    model = runs.patched(model, inputs["image_size"])
     tokens = _tokens(path.parent, inputs, tokenizer)
     inputs["eot"] = tokens.make().eot
     if tokens.pad:
         inputs["pad"] = tokens.pad
     params = tables.read(_rows(model), arrays, runs.abstract(model, inputs), str(path))
-    return runs.Imported(model, inputs, params, tokens, runs.View("resize", "bicubic"), left_out, str(path))
+    return runs.Imported(model, inputs, params, tokens, runs.View("resize", "bicubic"), left_out, str(path), positions="linear",
+                         notes=notes)
 
 
 def _params(stored):
@@ -97,10 +106,22 @@ def _model(arrays, where):
     return model, dict(vocab_size=vocab, context=shape("params/txt/pos_embedding", 3)[1], image_size=patch * grid)
 
 
+def _image_size(folder, model, size):
+    """(pixels of an image's side, notes): model.json's; of a bare npz `size`, that of the grid, unless it is So400m/14's."""
+    patch, stored = model["image"]["patch_size"], folder / CONFIG
+    given = small_files.read(stored).get("image_size", size) if stored.is_file() else size
+    if given // patch == size // patch:
+        size = given
+    if stored.is_file() or (patch, size) != SO400M:
+        return size, ()
+    return SIGLIP_384, ("an npz doesn't say the size of images: a grid of 27 x 27 patches of 14 px is "
+                        f"So400m/14's, trained on {SIGLIP_384} px; --image_size={size} if yours was trained on {size}",)
+
+
 def _tokens(folder, inputs, given):
     stored = folder / CONFIG
     if not given and stored.is_file():
-        return runs.Tokens(inputs["context"], **json.loads(stored.read_text())["tokenizer"])
+        return runs.Tokens(inputs["context"], **small_files.read(stored)["tokenizer"])
     if not given:
         raise ValueError(f"an npz of big_vision has no tokenizer: give the sentencepiece model as --tokenizer=FILE (SigLIP: its "
                          f"C4 vocabulary of 32,000 ids, SigLIP 2: Gemma's; this one has {inputs['vocab_size']:,})")
@@ -128,7 +149,7 @@ def save(run, folder, dtype="float32"):
     wrong += [f"config.model.{key}={run.model.get(key)}, not 0.5" for key in ("mean", "std")
               if np.any(np.asarray(run.model.get(key, 0.5)) != 0.5)]
     if wrong:
-        raise ValueError("big_vision's two_towers has no class for this model:\n  " + "\n  ".join(wrong))
+        raise ValueError("big_vision's two_towers has no class for this model: " + "; ".join(wrong))
     arrays = tables.write(_rows(run.model), run.params, dtype)
     heads = {kind: run.model["embed_dim"] if tower["proj"] == "biased" else None for kind, tower in towers.items()}
     keys = ("width", "depth", "mlp_dim", "num_heads", "scan")
@@ -148,9 +169,10 @@ def save(run, folder, dtype="float32"):
 
 def usage(folder):
     """Lines of Python that load a folder, in a clone of big_vision."""
-    return ("import json\nfrom big_vision import utils\nfrom big_vision.models.proj.image_text import two_towers\n\n"
+    return ("import json\n\nfrom big_vision import utils\nfrom big_vision.models.proj.image_text import two_towers\n\n"
             f'model = two_towers.Model(**json.load(open("{folder}/{CONFIG}"))["model"])\n'
             f'params = utils.load_params("{folder}/{WEIGHTS}")\n'
+            "# image: float32 (batch, height, width, 3) in [-1, 1], transparency on white; text: int32 (batch, context)\n"
             'image_features, text_features, out = model.apply({"params": params}, image, text)\n')
 
 

@@ -2,7 +2,7 @@
 import math
 
 from mcd_jax import config as config_lib
-from mcd_jax import evaluate
+from mcd_jax.run import results
 
 EMOJI = ("the embedded emoji set: drawings of Noto Emoji (Apache-2.0), Twemoji (CC-BY-4.0), Fluent Emoji (MIT) and OpenMoji "
          "(CC-BY-SA-4.0), texts of emojibase (MIT)")
@@ -28,9 +28,9 @@ def text(run, module, name, folder, dtype, licence, notes):
              f"# {run.workdir.rstrip('/').rpartition('/')[2]}", "",
              f"An image and a text tower, exported by mcd_jax to {name} ({dtype} weights).", "",
              "| | |", "|---|---|",
-             f"| method | {config_lib.title(config.objective)} |", f"| parameters read | {run.read} |",
+             f"| method | {config_lib.title(config.objective)} |", f"| parameters read | {run.weights_from} |",
              f"| training data | {data} |",
-             f"| steps | {steps:,} of {batch:,} examples ({steps * batch:,} seen) |",
+             f"| steps | {steps:,} of {batch:,} examples ({steps * batch if run.seen is None else run.seen:,} seen) |",
              f"| images | {run.inputs['image_size']} px, {run.view.op}, {run.view.method}; transparent pixels were put on white |",
              f"| texts | tokenizer {run.tokens.name}, cleaned: {run.tokens.cleaning}, {run.inputs['context']} tokens, end of text "
              f"{run.inputs['eot']}, padding {run.tokens.pad} |",
@@ -39,7 +39,7 @@ def text(run, module, name, folder, dtype, licence, notes):
              "## Use", "", "```python", module.usage(folder).strip(), "```", ""]
     if notes:
         lines += ["## What differs", "", *(f"* {note}." for note in notes), ""]
-    table = evaluate.table({k: v for k, v in run.figures.items() if v is None or math.isfinite(v)})
+    table = results.table({k: v for k, v in run.figures.items() if v is None or math.isfinite(v)})
     at = run.figures.get("step")
     if table:
         other = "" if at == run.step else f", while these weights are of step {run.step:,}"

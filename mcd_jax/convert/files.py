@@ -5,6 +5,8 @@ import pickle
 
 import numpy as np
 
+from mcd_jax.run import atomic
+
 PICKLES = (".pt", ".pth", ".bin")
 SUFFIXES = (".safetensors", ".npz", *PICKLES)
 
@@ -40,14 +42,13 @@ def save(path, arrays, metadata=None):
     """
     save_file = _safetensors_package().save_file
     path = pathlib.Path(path)
-    part = path.with_name(f".{path.name}.part")
-    save_file(dict(arrays), part, {"format": "pt", **(metadata or {})})
-    part.replace(path)
+    with atomic.writing(path) as part:
+        save_file(dict(arrays), part, {"format": "pt", **(metadata or {})})
 
 
 def save_json(path, value):
     """Writes JSON with a final newline."""
-    pathlib.Path(path).write_text(json.dumps(value, indent=2) + "\n")
+    atomic.write_text(path, json.dumps(value, indent=2) + "\n")
 
 
 def find(folder, names):

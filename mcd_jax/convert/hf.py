@@ -4,15 +4,16 @@ A folder is config.json, model.safetensors, preprocessor_config.json and the tok
 CLIPModel, SiglipModel, CLIPProcessor, SiglipProcessor, AutoTokenizer and AutoImageProcessor read it without code of ours. Which
 class it is follows from the image tower: a class token is CLIP's, attention pooling (pool="map") SigLIP's.
 """
-import json
 import pathlib
 
 import numpy as np
 
 from mcd_jax.convert import files, hf_autotokenizer, hf_config, hf_rows, hf_tokenizer, runs, tables
 from mcd_jax.data import tokenizers
+from mcd_jax.run import small_files
 
 EXPORTS = IMPORTS = True
+REQUIRES = "pip install torch 'transformers>=5,<6' pillow"
 CONFIG, PREPROCESS, WEIGHTS = "config.json", "preprocessor_config.json", "model.safetensors"
 PROBES = ("a photo of a cat", "Two dogs & 3 birds, (one) flying!", "eine Katze \u732b \u043a\u043e\u0442")
 _ROWS = {"clip": hf_rows.clip_rows, "siglip": hf_rows.siglip_rows}
@@ -23,6 +24,12 @@ _COUNTED = "the numbers 0, 1, 2, ... of positions, which older releases stored"
 def names():
     """The classes, by the model_type of config.json."""
     return [("clip", "CLIPModel of any size: class token, causal text"), ("siglip", "SiglipModel of any size: SigLIP, SigLIP 2")]
+
+
+def fits(path):
+    """Whether a file or folder is of this format: config.json names a model_type."""
+    file = (path if path.is_dir() else path.parent) / CONFIG
+    return file.is_file() and small_files.read(file).get("model_type") in _ROWS
 
 
 # ---- import ----------------------------------------------------------------------------------------------------------------------
@@ -42,7 +49,7 @@ def load(checkpoint, name="", tokenizer=""):
     """
     path = pathlib.Path(checkpoint)
     folder = path if path.is_dir() else path.parent
-    config = json.loads(files.find(folder, (CONFIG,)).read_text())
+    config = small_files.read(files.find(folder, (CONFIG,)))
     family, model, inputs, view = hf_config.to_ours(config, _preprocessing(folder))
     if name and name != family:
         raise ValueError(f"--model={name}, but {folder / CONFIG} has model_type={family!r}")
@@ -50,19 +57,20 @@ def load(checkpoint, name="", tokenizer=""):
     for buffer in _BUFFERS:
         if arrays.pop(buffer, None) is not None:
             left_out.append((buffer, _COUNTED))
+    model = runs.patched(model, inputs["image_size"])
     tokens = _tokens(folder, family, inputs, tokenizer)
     inputs.setdefault("eot", tokens.make().eot)
     if tokens.pad:
         inputs["pad"] = tokens.pad
     params = tables.read(_ROWS[family](), arrays, runs.abstract(model, inputs), str(path))
-    return runs.Imported(model, inputs, params, tokens, runs.View(*view), left_out, str(path))
+    return runs.Imported(model, inputs, params, tokens, runs.View(*view), left_out, str(path), positions="bicubic")
 
 
 def _preprocessing(folder):
     """preprocessor_config.json; of a folder that a processor of transformers 5 wrote, that part of processor_config.json."""
     for name, part in ((PREPROCESS, None), ("processor_config.json", "image_processor")):
         if (folder / name).is_file():
-            stored = json.loads((folder / name).read_text())
+            stored = small_files.read(folder / name)
             return stored if part is None else stored.get(part) or {}
     return {}
 
@@ -72,7 +80,7 @@ def _weights(path):
         return files.load(path)
     index = path / f"{WEIGHTS}.index.json"
     if index.is_file():
-        parts = sorted(set(json.loads(index.read_text())["weight_map"].values()))
+        parts = sorted(set(small_files.read(index)["weight_map"].values()))
         return {name: x for part in parts for name, x in files.load(path / pathlib.Path(part).name).items()}
     return files.load(files.find(path, (WEIGHTS, "pytorch_model.bin")))
 
@@ -86,7 +94,7 @@ def _tokens(folder, family, inputs, given):
         pad = found[1] if found else 1 if sentences else 0   # SigLIP's vocabulary pads with its end of text
         return runs.Tokens(context, str(given), "canonical" if sentences else "", pad)
     stored = folder / "tokenizer_config.json"
-    written = json.loads(stored.read_text()).get(hf_autotokenizer.NOTE) if stored.is_file() else None
+    written = small_files.read(stored).get(hf_autotokenizer.NOTE) if stored.is_file() else None
     if written and written["name"] in ("clip", "emoji"):
         return runs.Tokens(context, **written)
     if family == "clip" and inputs["vocab_size"] == hf_config.CLIP_VOCABULARY:
@@ -147,10 +155,11 @@ def save(run, folder, dtype="float32"):
 
 def usage(folder):
     """Lines of Python that load a folder."""
-    return ("import torch\nfrom transformers import AutoImageProcessor, AutoModel, AutoTokenizer\n\n"
+    return ("import PIL.Image\nimport torch\nfrom transformers import AutoImageProcessor, AutoModel, AutoTokenizer\n\n"
             f'model, tokenizer = AutoModel.from_pretrained("{folder}").eval(), AutoTokenizer.from_pretrained("{folder}")\n'
             f'processor = AutoImageProcessor.from_pretrained("{folder}", backend="pil")\n'
             'texts = tokenizer(["a caption"], padding="max_length", truncation=True, return_tensors="pt")\n'
+            'image = PIL.Image.open("image.png")   # the processor puts transparency on white itself\n'
             'with torch.no_grad():\n'
             '    out = model(**texts, **processor(images=[image], return_tensors="pt"))\n'
             'print(out.logits_per_image, out.image_embeds.shape, out.text_embeds.shape)\n')

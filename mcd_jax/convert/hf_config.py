@@ -7,6 +7,7 @@ import dataclasses
 
 import numpy as np
 
+from mcd_jax.config.base import MODEL
 from mcd_jax.convert.hf_rows import ACTS
 from mcd_jax.models import towers
 
@@ -142,14 +143,14 @@ def to_theirs(model, inputs, ids, end=True):
     if family == "clip" and not end:
         wrong.append("rows of tokens without their end of text (tokenize(..., end=False)), where it would pool")
     if wrong:
-        raise ValueError(f"transformers has no class for this model. {CLASSES[family]} is the nearest, but there is\n  " +
-                         "\n  ".join(wrong))
+        raise ValueError(f"transformers has no class for this model: {CLASSES[family]} is the nearest, but there is "
+                         + "; ".join(wrong))
     vision = dict(_theirs(image), image_size=inputs["image_size"], patch_size=image["patch_size"], num_channels=3)
     words = dict(_theirs(text), vocab_size=inputs["vocab_size"], max_position_embeddings=inputs["context"], **ids)
     dim = model["embed_dim"]
     if family == "clip":
         extra = dict(projection_dim=dim)
-        top = dict(projection_dim=dim, logit_scale_init_value=model.get("logit_scale", towers.LOG_INVERSE_TEMPERATURE))
+        top = dict(projection_dim=dim, logit_scale_init_value=model.get("logit_scale", MODEL["logit_scale"].default))
         vision, words = vision | extra, words | extra
     else:
         top, words, vision = {}, dict(words, projection_size=dim), dict(vision, vision_use_head=True)

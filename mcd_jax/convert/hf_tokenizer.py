@@ -8,6 +8,7 @@ import pathlib
 
 from mcd_jax.convert import files
 from mcd_jax.data import tokenizers
+from mcd_jax.run import atomic, small_files
 
 
 def path_of(tokens):
@@ -31,7 +32,7 @@ def write(tokens, folder):
     """
     path, folder = path_of(tokens), pathlib.Path(folder)
     ours = tokens.make()
-    stored = json.loads(path.read_text())
+    stored = small_files.read(path)
     special = {token["id"]: token["content"] for token in stored["added_tokens"] if token["special"]}
     names = {"eos_token": ours.eot, "pad_token": ours.pad, **({} if ours.sot is None else {"bos_token": ours.sot}),
              **({} if tokens.end else {"sep_token": ours.eot})}   # the end, which who reads them has to take out
@@ -47,7 +48,7 @@ def write(tokens, folder):
         "pair": [*template, {"Sequence": {"id": "B", "type_id": 1}}, {"SpecialToken": {"id": special[ours.eot], "type_id": 1}}],
         "special_tokens": {special[i]: {"id": special[i], "ids": [i], "tokens": [special[i]]} for i in {*pieces, ours.eot}}}
     stored["padding"] = stored["truncation"] = None
-    (folder / "tokenizer.json").write_text(json.dumps(stored, ensure_ascii=False) + "\n")
+    atomic.write_text(folder / "tokenizer.json", json.dumps(stored, ensure_ascii=False) + "\n")
     files.save_json(folder / "tokenizer_config.json", {
         "tokenizer_class": "PreTrainedTokenizerFast", "model_max_length": tokens.context, "padding_side": "right",
         "truncation_side": "right", "clean_up_tokenization_spaces": False,
@@ -64,11 +65,11 @@ def read(folder):
     path = folder / "tokenizer.json"
     if not path.is_file():
         return None
-    stored = json.loads(path.read_text())
+    stored = small_files.read(path)
     pad = None
     for name in ("tokenizer_config.json", "special_tokens_map.json"):
         if pad is None and (folder / name).is_file():
-            pad = json.loads((folder / name).read_text()).get("pad_token")
+            pad = small_files.read(folder / name).get("pad_token")
     pad = pad["content"] if isinstance(pad, dict) else pad
     if pad is None:
         return path, 0

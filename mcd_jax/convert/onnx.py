@@ -13,6 +13,7 @@ from mcd_jax.convert import encoders
 EXPORTS, IMPORTS = True, False
 PACKAGES = ("pip install --no-deps 'jax2onnx>=0.17.1,<0.18' && pip install onnx onnxruntime onnx-ir einops equinox dm-pix "
             "huggingface_hub")
+REQUIRES = f"{PACKAGES} pillow tokenizers"
 
 
 def names():
@@ -56,15 +57,37 @@ def save(run, folder, dtype="float32"):
 
 def usage(folder):
     """Lines of Python that run a folder."""
-    return ("import numpy, onnxruntime, tokenizers\n\n"
+    from mcd_jax.convert import snippets
+    return ("import json\n\nimport numpy\nimport onnxruntime\nimport PIL.Image\nimport tokenizers\n\n\n"
+            f"{snippets.source(snippets.on_white, snippets.pixels_of)}\n\n"
             f'image, text = (onnxruntime.InferenceSession(f"{folder}/{{name}}.onnx") for name in ("image", "text"))\n'
             f'tokenizer = tokenizers.Tokenizer.from_file("{folder}/{encoders.TOKENIZER}")\n'
+            f'how = json.load(open("{folder}/{encoders.CONFIG}"))["image"]\n'
+            'pixels = pixels_of(PIL.Image.open("image.png"), how)\n'
             'ids = numpy.array([row.ids for row in tokenizer.encode_batch(["a caption"])], "int32")\n'
-            'x, = image.run(None, {"pixels": pixels})   # uint8 (batch, height, width, 3), as encoder.json says\n'
+            'x, = image.run(None, {"pixels": pixels})\n'
             'y, = text.run(None, {"tokens": ids})\nprint(x @ y.T)\n')
 
 
 def peer(checkpoint, name=""):
-    """Of these files there is no other program to compare with than onnxruntime itself."""
-    raise ValueError("check compares libraries with preprocessing of their own; ONNX files have none. "
-                     "tests/peers/test_onnx.py compares onnxruntime's embeddings with ours")
+    """The `peers.Peer` of a folder, by onnxruntime, with the preprocessing of its card."""
+    import io
+    import json
+
+    import numpy as np
+    import onnxruntime
+    import PIL.Image
+    import tokenizers
+
+    from mcd_jax.convert import peers, snippets
+    folder = pathlib.Path(checkpoint)
+    stored = json.loads((folder / encoders.CONFIG).read_text())
+    image, text = (onnxruntime.InferenceSession(folder / f"{name}.onnx") for name in ("image", "text"))
+    tokenizer = tokenizers.Tokenizer.from_file(str(folder / encoders.TOKENIZER))
+    return peers.Peer(
+        pixels=lambda images: np.concatenate([snippets.pixels_of(PIL.Image.open(io.BytesIO(data)), stored["image"])
+                                              for data in images]),
+        tokens=lambda texts: np.array([row.ids for row in tokenizer.encode_batch(list(texts))], np.int32),
+        image=lambda pixels: image.run(None, {"pixels": np.asarray(pixels, np.uint8)})[0],
+        text=lambda tokens: text.run(None, {"tokens": np.asarray(tokens, np.int32)})[0],
+        scale=stored["logit_scale"], bias=stored["logit_bias"], takes_levels=True)

@@ -4,15 +4,16 @@ A folder is open_clip_config.json ("model_cfg", "preprocess_cfg") and open_clip_
 "local-dir:" or "hf-hub:", and the tokenizer's files where it isn't CLIP's.
 """
 import importlib.util
-import json
 import pathlib
 
 import numpy as np
 
 from mcd_jax.convert import clip_rows, files, hf_tokenizer, open_clip_config, runs, tables
 from mcd_jax.convert.open_clip_config import MEAN, STD
+from mcd_jax.run import small_files
 
 EXPORTS = IMPORTS = True
+REQUIRES = "pip install torch torchvision open_clip_torch"
 CONFIG, WEIGHTS = "open_clip_config.json", "open_clip_model.safetensors"
 _CLEAN = {"lower": "lower", "whitespace": "whitespace", "canonical": "canonicalize"}   # ours: theirs
 _PREPROCESS = {   # of the weights that open_clip lists for such names (pretrained.py); a folder states its own
@@ -29,7 +30,7 @@ def names():
     result = []
     for path in sorted(folder.glob("*.json")):
         try:
-            model, _ = open_clip_config.to_ours(json.loads(path.read_text()))
+            model, _ = open_clip_config.to_ours(small_files.read(path))
         except ValueError:
             continue
         image = model["image"]
@@ -37,6 +38,11 @@ def names():
                 if image["name"] == "vit" else f"ResNet {'-'.join(map(str, image['depths']))} width {image['stem_width']}")
         result.append((path.stem, f"{size}, {model['text']['act']}"))
     return result
+
+
+def fits(path):
+    """Whether a file or folder is of this format: its config says so."""
+    return ((path if path.is_dir() else path.parent) / CONFIG).is_file()
 
 
 # ---- import ----------------------------------------------------------------------------------------------------------------------
@@ -64,7 +70,12 @@ def load(checkpoint, name="", tokenizer=""):
     view, notes = _view(preprocess)
     arrays = {k: x for k, x in files.load(weights).items() if k not in _BUFFERS}
     result = imported(model, {k: v for k, v in inputs.items() if v or k != "pad"}, arrays, tokens, view, str(weights))
-    return result._replace(left_out=[*result.left_out, *notes])
+    fixed = config["vision_cfg"].get("pos_embed_type") == "sin_cos_2d"
+    return result._replace(left_out=[*result.left_out, *notes], notes=(*result.notes, *([_FIXED] if fixed else [])))
+
+
+_FIXED = ("open_clip never trains this model's image positions (pos_embed_type=sin_cos_2d): training on from here does, unless "
+          "config.optimizer.schedule begins with ('image/position', None)")
 
 
 def imported(model, inputs, arrays, tokens, view, where):
@@ -104,10 +115,11 @@ def _config(path, folder, name):
                              f"give a folder with {CONFIG}")
         if not (known / f"{name}.json").is_file():
             raise ValueError(f"--model={name}: open_clip has no model of this name; `formats` lists those that have towers here")
-        return json.loads((known / f"{name}.json").read_text()), next((p for part, p in _PREPROCESS.items() if part in name), {})
+        stored = small_files.read(known / f"{name}.json")
+        return stored, next((p for part, p in _PREPROCESS.items() if part in name), {})
     if not (folder / CONFIG).is_file():
         raise ValueError(f"{path}: there is no {CONFIG} beside the weights; say which model it is with --model=NAME")
-    stored = json.loads((folder / CONFIG).read_text())
+    stored = small_files.read(folder / CONFIG)
     return stored.get("model_cfg", stored), stored.get("preprocess_cfg") or {}
 
 
@@ -198,10 +210,15 @@ def _their_tokenizer(tokens, folder, notes):
 
 def usage(folder):
     """Lines of Python that load a folder."""
-    return (f'import open_clip\n\nmodel, _, preprocess = open_clip.create_model_and_transforms("local-dir:{folder}")\n'
+    from mcd_jax.convert import snippets
+    return (f'import open_clip\nimport PIL.Image\nimport torch\n\n\n{snippets.source(snippets.on_white)}\n\n'
+            f'model, _, preprocess = open_clip.create_model_and_transforms("local-dir:{folder}")\n'
             f'tokenizer = open_clip.get_tokenizer("local-dir:{folder}")\n'
-            'image_features = model.eval().encode_image(preprocess(image)[None], normalize=True)\n'
-            'text_features = model.encode_text(tokenizer(["a caption"]), normalize=True)\n')
+            'image = on_white(PIL.Image.open("image.png"))   # open_clip itself would drop the transparency\n'
+            'with torch.no_grad():\n'
+            '    image_features = model.eval().encode_image(preprocess(image)[None], normalize=True)\n'
+            '    text_features = model.encode_text(tokenizer(["a caption"]), normalize=True)\n'
+            'print(image_features @ text_features.T)\n')
 
 
 def peer(checkpoint, name=""):

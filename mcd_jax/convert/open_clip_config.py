@@ -6,6 +6,7 @@ understood, or has a value that our towers don't have, is refused by name.
 import dataclasses
 from typing import NamedTuple
 
+from mcd_jax.convert import runs
 from mcd_jax.models import towers
 
 CLIP_EOT, CLIP_VOCABULARY = 49407, 49408
@@ -29,7 +30,7 @@ SIGLIP = {   # huggingface/pytorch-image-models, timm/models/vision_transformer.
     "vit_base_patch32_siglip_256": Timm(*_B, 32, 256, "gelu_tanh"),
     **{f"vit_large_patch16_siglip_{size}": Timm(*_L, 16, size, "gelu") for size in (256, 384)},
     "vit_large_patch16_siglip_512": Timm(*_L, 16, 512, "gelu_tanh"),
-    **{f"vit_so400m_patch14_siglip_{size}": Timm(*_SO, 14, size, "gelu") for size in (224, 378)},
+    **{f"vit_so400m_patch14_siglip_{size}": Timm(*_SO, 14, size, "gelu") for size in (224, 378, 384)},
     **{f"vit_so400m_patch16_siglip_{size}": Timm(*_SO, 16, size, "gelu_tanh") for size in (256, 384, 512)},
     **{f"vit_giantopt_patch16_siglip_{size}": Timm(*_G, 16, size, "gelu_tanh") for size in (256, 384)},
 }
@@ -73,7 +74,7 @@ def to_ours(config, mean=MEAN, std=STD):
         if len(set(size)) > 1:
             raise ValueError(f"vision_cfg.image_size={size}: our towers take square images")
         size = size[0]
-    return model, {**inputs, "image_size": size}
+    return runs.patched(model, size), {**inputs, "image_size": size}
 
 
 def _image(given, quick, embed_dim):
@@ -98,9 +99,8 @@ def _image(given, quick, embed_dim):
 def _siglip(cfg, size, embed_dim):
     name = cfg["timm_model_name"].split(".")[0]
     if name not in SIGLIP or cfg["timm_pool"] != "map":
-        hint = "; vit_so400m_patch14_siglip_378 takes the same weights" if name == "vit_so400m_patch14_siglip_384" else ""
         raise ValueError(f"vision_cfg.timm_model_name={cfg['timm_model_name']!r} with timm_pool={cfg['timm_pool']!r} has no tower "
-                         f"here: of timm's models there are {', '.join(SIGLIP)} with timm_pool='map'{hint}")
+                         f"here: of timm's models there are {', '.join(SIGLIP)} with timm_pool='map'")
     _choose("vision_cfg.timm_proj", cfg["timm_proj"], ("none", "linear"))
     timm = SIGLIP[name]
     if size not in (timm.image_size, [timm.image_size] * 2):
@@ -171,7 +171,7 @@ def to_theirs(model, inputs):
         wrong.append(f"config.model.image.act={image['act']!r} beside config.model.text.act={text['act']!r}: open_clip's "
                      "quick_gelu is one switch for both towers")
     if wrong:
-        raise ValueError("open_clip has no class for this model:\n  " + "\n  ".join(wrong))
+        raise ValueError("open_clip has no class for this model: " + "; ".join(wrong))
     result = dict(embed_dim=model["embed_dim"], vision_cfg=vision_cfg, text_cfg=text_cfg)
     if quick:
         result["quick_gelu"] = True

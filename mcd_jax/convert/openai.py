@@ -11,6 +11,7 @@ import numpy as np
 from mcd_jax.convert import files, open_clip, open_clip_config, runs
 
 EXPORTS = IMPORTS = True
+REQUIRES = open_clip.REQUIRES
 WEIGHTS, PICKLE = "model.safetensors", "model.pt"
 _SCALARS = ("input_resolution", "context_length", "vocab_size")   # of the published programs; `build_model` drops them too
 
@@ -19,6 +20,15 @@ def names():
     """The models that OpenAI published. Their sizes are read off the arrays, so `--model` isn't needed."""
     return [(name, "QuickGELU, 77 tokens") for name in
             ("RN50", "RN101", "RN50x4", "RN50x16", "RN50x64", "ViT-B/32", "ViT-B/16", "ViT-L/14", "ViT-L/14@336px")]
+
+
+def fits(path):
+    """Whether a file or folder is of this format: a state dict with CLIP's names and no config beside it."""
+    folder = path if path.is_dir() else path.parent
+    if any((folder / name).is_file() for name in (open_clip.CONFIG, "config.json")):
+        return False
+    file = next((folder / name for name in (WEIGHTS, PICKLE) if (folder / name).is_file()), path) if path.is_dir() else path
+    return file.suffix == ".pt" or (file.suffix == ".safetensors" and "visual.conv1.weight" in files.load(file))
 
 
 def load(checkpoint, name="", tokenizer=""):
@@ -79,7 +89,7 @@ def save(run, folder, dtype="float32"):
     if run.tokens.name != "clip" or run.tokens.cleaning != "lower" or run.tokens.pad or not run.tokens.end:
         wrong.append(f"the tokenizer {run.tokens.pipe()}: OpenAI's program has CLIP's alone")
     if wrong:
-        raise ValueError("OpenAI's CLIP has no class for this model:\n  " + "\n  ".join(wrong))
+        raise ValueError("OpenAI's CLIP has no class for this model: " + "; ".join(wrong))
     if (run.view.op, run.view.method) != ("center", "bicubic"):
         notes.append(f"the run's evaluations see images by {run.view.op} and {run.view.method}; OpenAI's by center and bicubic")
     if run.inputs["context"] != 77:
@@ -116,9 +126,13 @@ def _different(theirs, read_back):
 
 def usage(folder):
     """Lines of Python that load a folder."""
-    return (f'import clip, torch\n\nmodel, preprocess = clip.load("{folder}/{PICKLE}", device="cpu")\n'
-            'image_features = model.encode_image(preprocess(image)[None])\n'
-            'text_features = model.encode_text(clip.tokenize(["a caption"]))\n')
+    from mcd_jax.convert import snippets
+    return (f'import clip\nimport PIL.Image\nimport torch\n\n\n{snippets.source(snippets.on_white)}\n\n'
+            f'model, preprocess = clip.load("{folder}/{PICKLE}", device="cpu")\n'
+            'image = on_white(PIL.Image.open("image.png"))   # its preprocessing would drop the transparency\n'
+            'with torch.no_grad():\n'
+            '    image_features = model.encode_image(preprocess(image)[None])\n'
+            '    text_features = model.encode_text(clip.tokenize(["a caption"]))\n')
 
 
 def peer(checkpoint, name=""):

@@ -27,12 +27,15 @@ class Peer(NamedTuple):
     text: Callable
     scale: float
     bias: float = 0.0
+    takes_levels: bool = False   # pixels are uint8 (B, H, W, 3) there, normalised inside
 
 
 def of_open_clip(model, preprocess, tokenizer):
     """The Peer of an open_clip model, or of any with encode_image, encode_text and logit_scale."""
     import PIL.Image
     import torch
+
+    from mcd_jax.convert import snippets
     model = model.eval()
 
     def run(method, array):
@@ -40,7 +43,8 @@ def of_open_clip(model, preprocess, tokenizer):
             return method(array).float().numpy()
 
     return Peer(
-        pixels=lambda images: torch.stack([preprocess(PIL.Image.open(io.BytesIO(data))) for data in images]).numpy(),
+        pixels=lambda images: torch.stack([preprocess(snippets.on_white(PIL.Image.open(io.BytesIO(data))))
+                                           for data in images]).numpy(),
         tokens=lambda texts: np.asarray(tokenizer(list(texts))),
         image=lambda pixels: run(model.encode_image, torch.as_tensor(np.ascontiguousarray(pixels))),
         text=lambda tokens: run(model.encode_text, torch.as_tensor(np.asarray(tokens, np.int64))),
@@ -146,8 +150,8 @@ def declare_operators():
             del sys.modules[name]
 
 
-def check(workdir, module, checkpoint, name="", read="params", step=None, count=16):
+def check(workdir, module, checkpoint, name="", weights_from="params", step=None, count=16):
     """`compare` of a run and a peer's checkpoint, on the embedded test set."""
     declare_operators()
-    run = runs.open_run(workdir, read, step)
+    run = runs.open_run(workdir, weights_from, step)
     return compare(of_run(run), module.peer(checkpoint, name), *examples(count))

@@ -11,15 +11,17 @@ import jax
 from ml_collections import ConfigDict
 import numpy as np
 
-from mcd_jax import checkpoint, evaluate
 from mcd_jax import config as config_lib
-from mcd_jax import embed as embed_lib
 from mcd_jax import job as job_lib
-from mcd_jax import workdir as workdir_lib
-from mcd_jax.convert import tables
-from mcd_jax.data import text as text_ops
+from mcd_jax import trained as trained_lib
+from mcd_jax.convert import positions, tables
 from mcd_jax.data import tokenizers
+from mcd_jax.data.ops import text_ops as text_ops
+from mcd_jax.evals import building
+from mcd_jax.evals import embedder as embedder_lib
 from mcd_jax.models import towers as towers_lib
+from mcd_jax.run import checkpoint, history, results
+from mcd_jax.run import workdir as workdir_lib
 
 TOWERS = ("image", "text", "logit_scale", "logit_bias")
 
@@ -54,7 +56,8 @@ class View(NamedTuple):
 
 
 class Run(NamedTuple):
-    """What is exported. config: the resolved config.json, a ConfigDict; params: numpy tree of TOWERS; left_out: (path, reason)."""
+    """What is exported. config: the resolved config.json, a ConfigDict; params: numpy tree of TOWERS; left_out: (path, reason);
+    seen: examples up to the step over all sessions of the run, None where nobody counted."""
     workdir: str
     config: ConfigDict
     model: dict
@@ -63,9 +66,10 @@ class Run(NamedTuple):
     tokens: Tokens
     view: View
     step: int
-    read: str
+    weights_from: str
     figures: dict
     left_out: list
+    seen: int | None = None
 
 
 class Imported(NamedTuple):
@@ -78,59 +82,48 @@ class Imported(NamedTuple):
     left_out: list
     origin: str
     objective: object = None   # config.objective of a model that is more than two towers, whose parameters `params` has too
+    positions: str = "antialiased"   # how its own code interpolates them for another image size: a name of `positions.WAYS`
+    notes: tuple = ()   # sentences for the user
 
 
 # ---- a run of ours ---------------------------------------------------------------------------------------------------------------
 
-def open_run(workdir, read="params", step=None):
+def open_run(workdir, weights_from="params", step=None):
     """The `Run` at a checkpoint of a workdir.
 
     Args:
       workdir: folder or bucket path of a run.
-      read: "params", or "memory/<path>" such as "memory/teacher" or "memory/ema".
+      weights_from: "params", or "memory/<path>" such as "memory/teacher" or "memory/ema".
       step: which checkpoint; None: the newest.
 
     Raises:
       FileNotFoundError: no config.json or no checkpoint.
-      ValueError: no such step or `read`, no text view to take the tokenizer from, or one tower for both modalities.
+      ValueError: no such step or `weights_from`, no text view to take the tokenizer from, or one tower for both modalities.
     """
     with workdir_lib.opened(workdir, write=False) as small:
-        config = config_lib.read(small.folder / "config.json")
-        figures = evaluate.latest(small.folder)
+        config, figures = config_lib.read(small.folder / "config.json"), results.latest(small.folder)
+        sessions = history.read(small.folder)
     if "shared" in config.model:
         raise ValueError(f"{workdir}: one tower for both modalities (config.model.shared) has no counterpart in other libraries; "
-                         "`python -m mcd_jax.embed` stores what it makes of your data")
-    saver = checkpoint.Checkpoints(workdir, read_only=True)
-    step = saver.latest() if step is None else step
-    if step not in saver.steps():
-        raise ValueError(f"{workdir} has no checkpoint of step {step}: there are {', '.join(map(str, saver.steps())) or 'none'}")
-    here = jax.sharding.SingleDeviceSharding(jax.local_devices(backend="cpu")[0])
-
-    def part(name):
-        shapes = {path: jax.ShapeDtypeStruct(shape, dtype, sharding=here) for path, (shape, dtype) in saver.leaves(step).items()
-                  if path.startswith(f"{name}/")}
-        tree = tables.nested({path.removeprefix(f"{name}/"): shape for path, shape in shapes.items()})
-        return saver.restore(tree, step, name) if shapes else {}
-
-    memory = part("memory") if read.startswith("memory/") else {"locked": part("memory/locked")}
-    state = _Parts(part("params"), memory)
-    chosen = jax.tree.map(np.asarray, embed_lib.parameters(state, read))
+                         "`mcd-jax embed` stores what it makes of your data")
+    if behind := job_lib.objective_of(config).behind:
+        raise ValueError(f"{workdir}: {config_lib.title(config.objective)} embeds the {' and the '.join(behind)} by a head behind "
+                         "the tower, which other libraries don't have: train without it, where config.objective has an option "
+                         "for that, or store embeddings with `mcd-jax embed`")
+    _, state = trained_lib.open_run(workdir, step, jax.local_devices(backend="cpu")[:1])
+    chosen = jax.tree.map(np.asarray, embedder_lib.parameters(state, weights_from))
     rest = [(path, "of the training method, not of the towers") for path in tables.flat(chosen) if path.split("/")[0] not in TOWERS]
     model = config.model.to_dict()
     inputs = model.pop("inputs")
     model.pop("locked", None)   # its towers are in their places
     return Run(str(workdir), config, towers_lib.plain(model), inputs, {k: v for k, v in chosen.items() if k in TOWERS},
-               tokens_of(config), view_of(config), step, read, figures, rest)
-
-
-class _Parts(NamedTuple):
-    params: dict
-    memory: dict
+               tokens_of(config), view_of(config), int(state.step), weights_from, figures, rest,
+               history.examples_seen(sessions, int(state.step), config.batch_size))
 
 
 def tokens_of(config):
     """The `Tokens` of a config's text view."""
-    pipe = evaluate.default_views(config).get("text", "")
+    pipe = building.default_views(config).get("text", "")
     call = _last_call(pipe)
     if call is None or ast.unparse(call.func) != "tokenize":
         raise ValueError("config.data.views has no text view that ends in tokenize(...): which tokenizer does the text tower read?")
@@ -141,13 +134,8 @@ def tokens_of(config):
 
 
 def view_of(config):
-    """The `View` of a config's evaluations: that of the first instance that has an image view, else the default."""
-    for instances in config.evals.to_dict().values():
-        for settings in instances.values():
-            found = _view((settings.get("views") or {}).get("image", ""))
-            if found:
-                return found
-    return _view(evaluate.default_views(config).get("image", "")) or View("center", "area")
+    """The `View` that the run's evaluations look through (`building.default_views`)."""
+    return _view(building.default_views(config).get("image", "")) or View("center", "area")
 
 
 def _view(pipe):
@@ -183,31 +171,34 @@ def abstract(model, inputs):
 
 
 def resized(imported, image_size):
-    """`imported` for images of another size: position embeddings are interpolated (bicubic, antialiased), all else stays.
+    """`imported` for images of another size: position embeddings are interpolated as its own code does, all else stays.
+
+    Pixels that fill no patch are left out, as by the convolutions of all formats. The notes say what was done.
 
     Raises:
-      ValueError: the size doesn't fit the patches, or the tower has no position embeddings to interpolate.
+      ValueError: the size doesn't fit the tower, or it has no position embeddings to interpolate.
     """
     old = imported.inputs["image_size"]
     if image_size == old:
         return imported
-    inputs = {**imported.inputs, "image_size": image_size}
-    want, params = tables.flat(abstract(imported.model, inputs)), tables.flat(imported.params)
+    inputs, model = {**imported.inputs, "image_size": image_size}, patched(imported.model, image_size)
+    want, params, notes = tables.flat(abstract(model, inputs)), tables.flat(imported.params), list(imported.notes)
     for path, shape in want.items():
         if path in params and params[path].shape != shape.shape:
-            params[path] = interpolated(params[path], shape.shape[0])
-    return imported._replace(inputs=inputs, params=tables.nested(params))
+            params[path] = positions.interpolated(params[path], shape.shape[0], imported.positions)
+            notes.append(f"{path} was interpolated from {old} to {image_size} px: {positions.WAYS[imported.positions]}")
+    if model["image"].get("cut_rest"):
+        rest = image_size % model["image"]["patch_size"]
+        notes.append(f"the last {rest} rows and columns of pixels fill no patch and are left out, as by "
+                     "the checkpoint's own code (config.model.image.cut_rest)")
+    return imported._replace(model=model, inputs=inputs, params=tables.nested(params), notes=tuple(notes))
 
 
-def interpolated(position, count):
-    """Position embeddings (prefix + g * g, W) of a square grid as (count, W) of another; that of a class token stays as it is."""
-    prefix = 0 if round(len(position) ** 0.5) ** 2 == len(position) else 1
-    old, new = round((len(position) - prefix) ** 0.5), round((count - prefix) ** 0.5)
-    if old * old + prefix != len(position) or new * new + prefix != count:
-        raise ValueError(f"{len(position)} position embeddings are no square grid that could become {count}")
-    grid = position[prefix:].reshape(old, old, -1)
-    grid = np.asarray(jax.image.resize(grid, (new, new, grid.shape[-1]), "cubic", antialias=True))
-    return np.concatenate([position[:prefix], grid.reshape(new * new, -1)])
+def patched(model, image_size):
+    """`config.model` whose ViT leaves out what fills no patch of images of this size: `cut_rest` is set only where it matters."""
+    image = {key: value for key, value in model["image"].items() if key != "cut_rest"}
+    rest = image["name"] == "vit" and image_size % image["patch_size"]
+    return {**model, "image": {**image, **(dict(cut_rest=True) if rest else {})}}
 
 
 def write_workdir(imported, workdir):
@@ -231,6 +222,7 @@ def write_workdir(imported, workdir):
         job.pipeline.close()
         raise ValueError(f"the tokenizer {imported.tokens.name!r} isn't this model's: {'; '.join(wrong)}")
     workdir.mkdir(parents=True, exist_ok=True)
+    config_lib.save(job.config, workdir / "config.json")   # first: a checkpoint without one is of no use to anybody
     with jax.set_mesh(job.mesh):
         state = job.init(jax.random.key(0), jax.tree.map(lambda x, like: jax.device_put(x, like.sharding),
                                                          imported.params, job.abstract.params))
@@ -238,13 +230,12 @@ def write_workdir(imported, workdir):
         saver.save(0, state)
         saver.close()
     job.pipeline.close()
-    config_lib.save(job.config, workdir / "config.json")
 
 
 def config_of(imported):
     """The ConfigDict of an imported model."""
     config = config_lib.default()
-    config.steps, config.batch_size = "1 step", jax.device_count() * (2 if imported.objective else 1)   # negatives need two rows
+    config.steps, config.batch_size = "1 step", jax.device_count() * 2   # negatives need two rows
     name = "siglip" if imported.model.get("logit_bias") is not None else "clip"
     config.objective = imported.objective or config_lib.objective(name)
     config.model = ConfigDict(imported.model)
@@ -253,7 +244,22 @@ def config_of(imported):
                              text=f"caption('first')|{imported.tokens.pipe()}")
     config.data.workers = 1
     config.optimizer.optimizers = ((".*", dict(name="sgd")),)   # keeps no moments
+    if not keeps_scale(imported.params):
+        config.optimizer.max_logit_scale = None
     return config
+
+
+def keeps_scale(params):
+    """Whether a run with the default config.optimizer.max_logit_scale leaves the checkpoint's logit scale as it is."""
+    scale = params.get("logit_scale")
+    return scale is None or 0 <= float(scale) <= config_lib.default().optimizer.max_logit_scale + 1e-6
+
+
+def usage(workdir):
+    """Lines of a config that starts from an imported workdir."""
+    stored = config_lib.read(pathlib.Path(workdir) / "config.json")
+    free = ["config.optimizer.max_logit_scale = None"] if stored.optimizer.max_logit_scale is None else []
+    return "\n".join([f'config.model = config_lib.read("{workdir}/config.json").model', f'config.init_from = "{workdir}"', *free])
 
 
 def scanned(imported):

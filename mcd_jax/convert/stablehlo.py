@@ -38,10 +38,15 @@ def save(run, folder, dtype="float32"):
 
 def usage(folder):
     """Lines of Python that run a folder."""
-    return ("import jax.export, numpy, tokenizers\nfrom safetensors.numpy import load_file\n\n"
+    from mcd_jax.convert import snippets
+    return ("import json\n\nimport jax.export\nimport numpy\nimport PIL.Image\n"
+            "from safetensors.numpy import load_file\nimport tokenizers\n\n\n"
+            f"{snippets.source(snippets.on_white, snippets.pixels_of)}\n\n"
             f'weights = load_file("{folder}/{WEIGHTS}")\n'
             f'image, text = (jax.export.deserialize(open(f"{folder}/{{name}}.stablehlo", "rb").read())\n'
             '               for name in ("image", "text"))\n'
             f'tokenizer = tokenizers.Tokenizer.from_file("{folder}/{encoders.TOKENIZER}")\n'
+            f'how = json.load(open("{folder}/{encoders.CONFIG}"))["image"]\n'
+            'pixels = pixels_of(PIL.Image.open("image.png"), how)\n'
             'ids = numpy.array([row.ids for row in tokenizer.encode_batch(["a caption"])], "int32")\n'
-            'print(image.call(weights, pixels) @ text.call(weights, ids).T)   # pixels: uint8 (batch, height, width, 3)\n')
+            'print(image.call(weights, pixels) @ text.call(weights, ids).T)\n')

@@ -262,9 +262,13 @@ def _unfit(line, arrays, shapes):
              if x.dtype.name not in FLOATS])
 
 
+_SAID = 12   # mismatches that a message lists
+
+
 def _refuse(wrong, what):
     if wrong:
-        raise ValueError(f"{what} ({len(wrong)} mismatch{'es' if len(wrong) > 1 else ''}):\n  " + "\n  ".join(wrong))
+        raise ValueError(f"{what} ({len(wrong)} mismatch{'es' if len(wrong) > 1 else ''}): " + "; ".join(wrong[:_SAID])
+                         + (f"; and {len(wrong) - _SAID} more" if len(wrong) > _SAID else ""))
 
 
 def _describe(x):

@@ -1,5 +1,4 @@
 """One imported tower as a workdir, for config.init_locked: its config and weights, and beside them its tokenizer."""
-import json
 import pathlib
 import shutil
 from typing import NamedTuple
@@ -7,10 +6,10 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
-from mcd_jax import checkpoint
-from mcd_jax.convert import tables
+from mcd_jax.convert import files, tables
 from mcd_jax.models import towers as towers_lib
 from mcd_jax.models import transformer
+from mcd_jax.run import checkpoint, small_files
 
 
 class Tower(NamedTuple):
@@ -62,18 +61,18 @@ def write_workdir(tower, workdir, scan=False):
             raise ValueError("scan=True stacks equal blocks, which this tower doesn't have")
         options, params = {**options, "scan": True}, transformer.stacked(params)
     workdir.mkdir(parents=True, exist_ok=True)
-    saver.save(0, {"params": {tower.kind: jax.tree.map(jax.numpy.asarray, params)}})
-    saver.close()
     config = {"model": {tower.kind: options, **tower.model}, "origin": tower.origin}
-    (workdir / "config.json").write_text(json.dumps(config, indent=2) + "\n")
+    files.save_json(workdir / "config.json", config)   # first: a checkpoint without one is of no use to anybody
     if tower.tokenizer:
         shutil.copyfile(tower.tokenizer, workdir / "tokenizer.json")
+    saver.save(0, {"params": {tower.kind: jax.tree.map(jax.numpy.asarray, params)}})
+    saver.close()
     return [f"left out: {name}, {why}" for name, why in dict(tower.left_out).items()]
 
 
 def usage(workdir):
     """Lines of a config that train beside the tower in a workdir, or "" where the workdir holds a whole model."""
-    stored = json.loads((pathlib.Path(workdir) / "config.json").read_text())
+    stored = small_files.read(pathlib.Path(workdir) / "config.json")
     model = stored["model"]
     if "usage" in stored:
         return stored["usage"]

@@ -100,7 +100,7 @@ class Pipeline:
     """
 
     def __init__(self, source, views, seed, batch_size, rows=None, *, workers=2, processes=0, prefetch=4, cache=False,
-                 max_bad=0.1, bad_log=None, opener=None, tell=False):
+                 max_bad=0.1, bad_log=None, opener=None, tell=False, offset=0):
         if len(source) < 1:
             raise ValueError("the source is empty")
         for name, value, least in (("batch_size", batch_size, 1), ("workers", workers, 0), ("processes", processes, 0),
@@ -118,7 +118,7 @@ class Pipeline:
         self.examples = order.size(source)
         self.source, self.views = source, views
         self._seed, self._batch_size, self._workers, self._prefetch = int(seed), batch_size, workers, prefetch
-        self._processes, self._opener = processes, opener
+        self._processes, self._opener, self._offset = processes, opener, offset
         everything = np.arange(batch_size)
         self._rows = everything if rows is None else everything[rows]
         if not len(self._rows):
@@ -148,25 +148,37 @@ class Pipeline:
         return self._asked(step, self._rows)
 
     def _asked(self, step, rows):
-        positions = (int(step) * self._batch_size + rows).tolist()
+        positions = (int(step) * self._batch_size + self._offset + rows).tolist()
         return positions, [order.draw(self.source, self._seed, position) for position in positions]
 
-    def iterate(self, first_step=0):
+    def keys(self, count=8):
+        """{place: key of the example there} of `count` places spread over the first epoch; "" for an example without a key.
+
+        They tell the order of other data, or of the same data otherwise sorted, apart.
+        """
+        places = sorted({i * (self.examples - 1) // max(count - 1, 1) for i in range(count)})
+        return {place: self._reader.key(order.draw(self.source, self._seed, place)) for place in places}
+
+    def iterate(self, first_step=0, offset=0):
         """Endless iterator over batch(first_step), batch(first_step + 1), ... made ahead by `workers` threads or `processes`.
 
         An error in a worker is raised here, at its step.
+
+        Args:
+          offset: row j of step s is position s * batch_size + j + offset of the stream from here on, for a run whose earlier
+            steps had another batch size.
         """
+        self._offset = offset
         pieces = self._pieces()
-        data = grain.MapDataset.range(first_step * pieces, 2 ** 60)
+        ahead = max(-(-self._prefetch * pieces // max(self._processes, 1)), self._workers)
         if self._processes:
-            build = functools.partial(_remote, self._opener, self._seed, self._batch_size, self._rows)
-            data, share = data.map(processes_lib.Remote(build)), self._processes
-        else:
-            data, share = data.map(self.piece), 1
-        ahead = max(-(-self._prefetch * pieces // share), self._workers)
+            build = functools.partial(_worker_pipeline, self._opener, self._seed, self._batch_size, self._rows, offset)
+            made = processes_lib.pieces(build, first_step * pieces, self._processes, self._workers, ahead)
+            self._open.append(made)
+            rows = map(self._counted, made)
+            return rows if pieces == 1 else map(_join, zip(*[rows] * pieces))
+        data = grain.MapDataset.range(first_step * pieces, 2 ** 60).map(self.piece)
         data = data.to_iter_dataset(grain.ReadOptions(num_threads=self._workers, prefetch_buffer_size=ahead * bool(self._workers)))
-        if self._processes:
-            data = processes_lib.spread(data, self._processes, ahead).map(self._counted)
         if pieces > 1:
             data = data.batch(pieces, batch_fn=_join)
         iterator = iter(data)
@@ -192,7 +204,7 @@ class Pipeline:
 
     def _counted(self, made):
         rows, reports = made
-        self._reader.take(processes_lib.read_reports(reports), rows["index"])
+        self._reader.take(reports, rows["index"])
         return rows
 
     def _make(self, step, rows):
@@ -200,9 +212,9 @@ class Pipeline:
         return _batch(self.views, self._reader, self._seed, indices, positions)
 
 
-def _remote(opener, seed, batch_size, rows):
-    """The Pipeline of a worker process; what is bad is judged by the one that counts it."""
-    return Pipeline(*opener(), seed, batch_size, rows, workers=0, max_bad=1.0, tell=True)
+def _worker_pipeline(opener, seed, batch_size, rows, offset):
+    """The Pipeline that a worker process reads with. It never stops for bad examples: the training process counts them."""
+    return Pipeline(*opener(), seed, batch_size, rows, workers=0, max_bad=1.0, tell=True, offset=offset)
 
 
 def _join(pieces):

@@ -2,7 +2,7 @@
 
 What happens to bad input. An example that can't be used must not change the others, and nothing is left out silently:
 
-* Bad (an `image.Bad` from the source or from a view: a broken, empty or giant image, no caption, a missing column, a record
+* Bad (an `decode.Bad` from the source or from a view: a broken, empty or giant image, no caption, a missing column, a record
   whose checksum is wrong): the next good example of the source takes its place in this row, cyclically; `source.next(index)`
   says which is next where the source has it (a mixture stays in its part). The replacement depends on the data alone: which
   examples were seen before, by which thread or host, makes no difference, because nothing remembered is asked.
@@ -25,7 +25,7 @@ import time
 
 import numpy as np
 
-from mcd_jax.data.image import Bad
+from mcd_jax.data.decode import Bad
 
 _TRIES = 1000  # bad examples in a row after which the source, not an example, is to blame
 _ENOUGH = 1000  # looks at examples before the share of bad ones means anything
@@ -135,6 +135,14 @@ class Reader:
             return result, used
         raise Unusable(f"no usable example: {tried} in a row from index {index} are bad ({self._causes()}), the last: {last}"
                        + self._where())
+
+    def key(self, index):
+        """The key of example `index` as text; that of a bad example says why it is."""
+        try:
+            key = self._stored(index)[0].get("key", "")
+        except Bad as bad:
+            return f"bad: {bad.cause}"
+        return key.decode(errors="replace") if isinstance(key, bytes) else str(key)
 
     # ---- reading ---------------------------------------------------------------------------------------------------------------
 

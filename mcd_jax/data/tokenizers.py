@@ -2,12 +2,14 @@
 import functools
 import html
 import pathlib
+import re
 import string
+import unicodedata
 
 import ftfy
 import numpy as np
 
-from mcd_jax.data.image import Bad
+from mcd_jax.data.decode import Bad
 
 LIMIT = 4096  # characters of a text that are looked at; CLIP's longest word that is one token has 24
 _SHORT = 256  # characters up to which a text's row is remembered: of long ones the keys alone could take a gigabyte
@@ -16,13 +18,22 @@ EMOJI = pathlib.Path(__file__).parent / "emoji" / "tokenizer.json"
 _END = ("<|endoftext|>", "<eot>", "[EOT]", "</s>", "<eos>", "[EOS]", "[SEP]")
 _START = ("<|startoftext|>", "<sot>", "[SOT]", "<s>", "<bos>", "[BOS]", "[CLS]")
 _PUNCTUATION = str.maketrans("", "", string.punctuation)
+_UTF16 = (b"\xff\xfe", b"\xfe\xff")   # how files in UTF-16 begin
+_FILLERS = "\u034f\u115f\u1160\u17b4\u17b5\u2800\u3164\uffa0"   # letters and marks that are drawn as nothing
+_LETTER_OR_DIGIT = re.compile(rf"[^\W_{_FILLERS}]")   # no cleaning takes these away
 
 
 # ---- captions of an example ----
 
 
-def captions(example, column):
-    """The captions of an example that can be used, list of str; what was repaired goes to its "notes". Raises Bad without any."""
+def captions(example, column, tokenizer=None):
+    """The captions of an example that can be used, list of str; what was repaired goes to its "notes".
+
+    Passed over are those that say nothing: `is_blank`, or of which `tokenizer` leaves no token ("..." without its punctuation).
+
+    Raises:
+      Bad: there is none, or something that is no text.
+    """
     stored = example[column]
     texts = []
     for text in stored if isinstance(stored, (list, tuple)) else [stored]:
@@ -30,18 +41,30 @@ def captions(example, column):
             raise Bad("caption not text", f"column {column!r} holds {type(text).__name__}")
         if isinstance(text, bytes):
             try:
-                text = text.decode()
+                text = text.decode("utf-8-sig")   # a mark of byte order that a file begins with is no letter of it
             except UnicodeDecodeError:
                 example.setdefault("notes", set()).add("caption not UTF-8")
-                text = text.decode(errors="ignore")
+                text = text.decode("utf-16" if text[:2] in _UTF16 else "utf-8", errors="ignore")
         if len(text) > LIMIT:
             example.setdefault("notes", set()).add("caption cut")
             text = collapse(text)
         texts.append(text)
-    texts = [text for text in texts if text and not text.isspace()]
-    if not texts:
-        raise Bad("empty caption", f"column {column!r}")
-    return texts
+    said = [text for text in texts if not is_blank(text, tokenizer)]
+    if not said:
+        shown = ascii(texts[0][:40]) if texts else "no text"
+        raise Bad("empty caption", f"column {column!r}" + (f" holds {shown}" if any(texts) else ""))
+    return said
+
+
+def is_blank(text, tokenizer=None):
+    """Whether a text shows nothing once its HTML entities are read: blanks, control characters, marks of byte order or direction,
+    letters of no width; or, where a tokenizer is given, whether that makes no token of it."""
+    if "&" in text:
+        text = html.unescape(html.unescape(text))
+    if _LETTER_OR_DIGIT.search(text):
+        return False
+    shown = any((unicodedata.category(c)[0] not in "CZM" and c not in _FILLERS) or unicodedata.category(c) == "Co" for c in text)
+    return not shown or (tokenizer is not None and not tokenizer.length(text))
 
 
 # ---- cleaning ----

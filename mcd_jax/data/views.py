@@ -6,10 +6,12 @@ import zlib
 
 import numpy as np
 
-from mcd_jax.data import image, ops, phrases, style, text
-from mcd_jax.data.look import misalignment
+from mcd_jax import plugins
+from mcd_jax.data import decode
+from mcd_jax.data.ops import image_ops, style_ops, text_ops
+from mcd_jax.data.ops.augmented import misalignment, true_misalignment
 
-_MODULES = (ops, style, text, phrases)
+_MODULES = (image_ops, style_ops, text_ops)   # and what methods have
 
 
 class Views:
@@ -29,14 +31,14 @@ class Views:
             raise ValueError("data.views is empty: name at least one view, such as image='decode|resize(64)'")
         self.specs = dict(specs)
         self._pipes = {name: _compile(name, spec) for name, spec in self.specs.items()}
-        self.columns = sorted({op.column for pipe in self._pipes.values() for op in pipe if op.column})
+        self.columns = sorted({column for pipe in self._pipes.values() for op in pipe for column in _columns(op)})
         self.tokens = {name: op.tokens for name, pipe in self._pipes.items() for op in pipe if op.tokens}
         self.sources = {name: pipe[0].column for name, pipe in self._pipes.items()}
         self.images = [name for name, pipe in self._pipes.items() if pipe[-1].gives == "image"]
         self._pictures = {}  # {column that decode reads: [(view, the op behind decode)]}
         for name, (first, *others) in self._pipes.items():
-            if first.enough:
-                op = next((op for op in others if op.draws or op.enough or not op.stream), first)
+            if first.resolution_needed:
+                op = next((op for op in others if op.draws or op.resolution_needed or not op.stream), first)
                 self._pictures.setdefault(first.column, []).append((name, op))
         self.keys = {"index", "bad", *self._pipes}
         self.keys |= {f"{name}/{extra}" for name in self.images for extra in ("params", "misalignment")}
@@ -47,10 +49,14 @@ class Views:
     def check(self, columns):
         """Refuses views that read a column which the source does not have (`columns` is what it has)."""
         for name, pipe in self._pipes.items():
-            for op in pipe:
-                if op.column and op.column not in columns:
-                    raise ValueError(f"view {name!r} ({self.specs[name]}) reads column {op.column!r}; "
+            for column in (column for op in pipe for column in _columns(op)):
+                if column not in columns:
+                    raise ValueError(f"view {name!r} ({self.specs[name]}) reads column {column!r}; "
                                      f"the source has {', '.join(sorted(columns))}")
+
+    def true(self, name):
+        """Whether an image view's misalignment is the true one: it begins with decode(content=...)."""
+        return bool(self._pipes[name][0].beside)
 
     def draws(self, seed, positions):
         """The uniforms of all rows at once: {view: list of lists}; row j depends on (seed, positions[j]) alone.
@@ -82,9 +88,10 @@ class Views:
           image.Bad: the example can't be used.
         """
         for column, cuts in self._pictures.items():
-            def enough(height, width):
-                return max(op.enough(height, width, draws[name][:op.draws]) if op.enough else 1.0 for name, op in cuts)
-            image.load(example, column, None if whole else enough)
+            def resolution_needed(height, width):
+                return max(op.resolution_needed(height, width, draws[name][:op.draws]) if op.resolution_needed else 1.0 for name,
+                           op in cuts)
+            decode.load(example, column, None if whole else resolution_needed)
         result = {}
         for name, pipe in self._pipes.items():
             value, numbers, used = example, draws[name], 0
@@ -117,9 +124,13 @@ class Views:
         for name in self._pipes:
             values = [row[name] for row in rows]
             if name in self.images:
-                batch[f"{name}/params"] = np.array([look.params() for look in values], np.float32)
+                batch[f"{name}/params"] = np.array([augmented.params() for augmented in values], np.float32)
                 batch[f"{name}/misalignment"] = misalignment(batch[f"{name}/params"])
-                values = [look.drawn() for look in values]
+                for j, augmented in enumerate(values):
+                    if augmented.content is not None:
+                        params = batch[f"{name}/params"][j]
+                        batch[f"{name}/misalignment"][j] = true_misalignment(augmented.content, params, augmented.hidden)
+                values = [augmented.drawn() for augmented in values]
             batch[name] = np.empty((len(values), *values[0].shape), values[0].dtype)
             for j, value in enumerate(values):
                 if value.shape != values[0].shape:
@@ -127,6 +138,11 @@ class Views:
                                      f"{value.shape}; an image view needs crop, center or resize to one size")
                 batch[name][j] = value
         return batch
+
+
+def _columns(op):
+    """The columns of the example that an op reads."""
+    return (*((op.column,) if op.column else ()), *op.beside)
 
 
 def _compile(view, spec):
@@ -143,7 +159,9 @@ def _compile(view, spec):
         node = node.left
     pipe = [_op(view, spec, part) for part in reversed([*nodes, node])]
     if pipe[0].takes == "text":
-        pipe.insert(0, text.caption())
+        pipe.insert(0, text_ops.caption())
+    tokenizer = next((op.tokenizer for op in pipe if op.tokenizer), None)   # a caption that it makes nothing of is none
+    pipe = [op.with_tokenizer(tokenizer) if tokenizer and op.with_tokenizer else op for op in pipe]
     has = "example"
     for part, op in zip([None] * (len(pipe) - len(nodes) - 1) + [node, *reversed(nodes)], pipe):
         if op.takes != has:
@@ -171,7 +189,11 @@ def _op(view, spec, node):
                          "tuples") from error
     try:
         inspect.signature(make).bind(*args, **kwargs)
-        return make(*args, **kwargs)
+        made = make(*args, **kwargs)
+        for column in _columns(made):
+            if not isinstance(column, str):
+                raise ValueError(f"{column!r} is no name of a column")
+        return made
     except (TypeError, ValueError) as error:
         raise ValueError(f"view {view!r}: {ast.unparse(node)!r} in {spec!r}: {error}; it is "
                          f"{name}{inspect.signature(make)}") from error
@@ -186,7 +208,9 @@ def _find(view, name):
             raise ValueError(f"view {view!r}: {name!r} can't be imported: {error}") from error
     known = {key: value for module in _MODULES for key, value in vars(module).items()
              if inspect.isfunction(value) and value.__module__ == module.__name__ and not key.startswith("_")}
-    if name not in known:
-        raise ValueError(f"view {view!r}: no operation {name!r}; there are {', '.join(sorted(known))}, and functions of "
-                         "your own by dotted path")
-    return known[name]
+    if name in known:
+        return known[name]
+    if module := plugins.find("op", name):
+        return getattr(module, name)
+    raise ValueError(f"view {view!r}: no operation {name!r}; there are {', '.join(sorted({*known, *plugins.names('op')}))}, and "
+                     "functions of your own by dotted path")

@@ -46,9 +46,9 @@ def read(name):
     """
     if name not in known():
         raise ValueError(f"no class set {name!r}: there are {', '.join(known())}; names of your own go into `names`")
-    own = json.loads((_SETS / f"{name}.json").read_text())
+    own = json.loads((_SETS / f"{name}.json").read_text(encoding="utf-8"))
     if "like" in own:
-        own = {**json.loads((_SETS / f"{own['like']}.json").read_text()), **own}
+        own = {**json.loads((_SETS / f"{own['like']}.json").read_text(encoding="utf-8")), **own}
     return ClassSet(name, own["title"], own["figure"], tuple(own["templates"]), tuple(own["classes"]),
                     tuple(own["classes"].values()), own.get("tfds", {}))
 

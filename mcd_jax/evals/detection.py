@@ -1,26 +1,35 @@
 """Zero-shot detection: boxes with a class out of many, by mean average precision at some overlaps.
 
-An instance of `config.evals.detection` says:
-
-  source     source spec with columns boxes (n, 4) and labels (n,) of each image, such as mosaics (`mcd_jax.data.mosaic`)
-  views      pipe of "image"
-  names, label, names_where, templates, tokenizer, context   classes and prompts, as in `zeroshot`; label is the column of `names`
-  thresholds (0.3, 0.5): figures mAP@t, average precision as PASCAL VOC's, averaged over the classes that occur
-  temperature (0.01) of the softmax over classes;  overlap (0.5) above which a worse box of a class is suppressed
-  keep       (20) detections of an image, the best;  least (0.0) confidence of a region
-  share, use as in `grounding`
+What an instance may say is KEYS.
 
 A region is every class with score = confidence * softmax over the classes of its similarity / temperature. Where there is only the
 head "dense", each class proposes the box around the hottest part of its heat map, whose mean token is scored. Figures: mAP@t,
-recall@t (true boxes that any kept detection of their class overlaps enough), detections per image, images, classes.
+recall@t (true boxes that any kept detection of their class overlaps enough), detections per image, images, classes; "bad", the
+images that can't be read and are left out, when there are any.
 """
 import numpy as np
 
+from mcd_jax.config.keys import NEEDED, Key
 from mcd_jax.evals import boxes as boxes_lib
 from mcd_jax.evals import grounding, rows, zeroshot
 
-KEYS = ("source", "views", "names", "label", "names_where", "templates", "tokenizer", "context", "thresholds", "temperature",
-        "overlap", "keep", "least", "share", "use")
+KEYS = {
+    "source": Key("source", NEEDED, "with columns boxes (n, 4) and labels (n,) of each image"),
+    "views": Key("map of str", {}, "pipe of image; left out: as in training, without randomness"),
+    "names": Key("tuple | source", NEEDED, "class names, or a source that has them, as in zeroshot"),
+    "label": Key("str | None", None, "column of that source with the class"),
+    "names_where": Key("dict | None", None, "rows of that source that are kept"),
+    "templates": Key("tuple", ("{}",), "prompts; {} is where the name goes"),
+    "tokenizer": Key("str | None", None, "of the prompts; left out: that of the view of text"),
+    "context": Key("int | None", None, "tokens of a prompt"),
+    "thresholds": Key("tuple", (0.3, 0.5), "overlaps from which a box is right"),
+    "temperature": Key("float", 0.01, "of the softmax over classes"),
+    "overlap": Key("float", 0.5, "above which a worse box of a class is suppressed"),
+    "keep": Key("int", 20, "detections of an image, the best"),
+    "least": Key("float", 0.0, "confidence of a region"),
+    "share": Key("float", 0.5, "of the range of a heat map that its box takes in"),
+    "use": Key("str", "auto", "regions | dense | auto: the objective's head regions where it has one, else dense"),
+}
 
 
 def make(config, name):
@@ -42,7 +51,8 @@ def make(config, name):
 
     def run(embed, state):
         head = embed.head(grounding.chosen(embed, config.get("use", "auto"), instance))
-        texts, _ = rows.encode(head, state, rows.Texts(p for _, p in prompts), tokens, ["text"], size)
+        texts, usable = rows.encode(head, state, rows.Texts(p for _, p in prompts), tokens, ["text"], size)
+        rows.refuse_empty(usable, [prompt for _, prompt in prompts], instance)
         classes = zeroshot.class_embeddings(texts["text"], np.array([i for i, _ in prompts]), len(class_ids))
         table = rows.columns(source, ("boxes", "labels"), ragged=("boxes", "labels"))
         image, good = rows.encode(head, state, source, views, ["image"], size)
@@ -51,9 +61,10 @@ def make(config, name):
             one = detect({key: value[number] for key, value in image.items()}, classes, **options)
             found += [(len(truth), class_ids[kind], score, box) for kind, score, box in one]
             truth.append((np.asarray(table["boxes"][number]), np.asarray(table["labels"][number])))
-        return {**{f"mAP@{t:g}": boxes_lib.mean_ap(found, truth, t) for t in thresholds},
-                **{f"recall@{t:g}": recall(found, truth, t) for t in thresholds},
-                "detections": len(found) / max(len(truth), 1), "images": float(len(truth)), "classes": float(len(class_ids))}
+        figures = {**{f"mAP@{t:g}": boxes_lib.mean_ap(found, truth, t) for t in thresholds},
+                   **{f"recall@{t:g}": recall(found, truth, t) for t in thresholds},
+                   "detections": len(found) / max(len(truth), 1), "images": float(len(truth)), "classes": float(len(class_ids))}
+        return rows.with_bad(figures, good)
 
     return run
 

@@ -2,16 +2,16 @@
 import numpy as np
 
 from mcd_jax.data import pipeline
-from mcd_jax.data.benchmarks import MISSING
 from mcd_jax.evals import rows
+from mcd_jax.evals.benchmarks import MISSING
 
 FUSIONS = ("raw_sum", "unit_sum")
 
 
-def unit(x):
-    """(n, D) float32 rows of length 1; a row of zeros stays."""
-    x = np.asarray(x, np.float32)
-    return x / np.maximum(np.linalg.norm(x, axis=1, keepdims=True), np.finfo(np.float32).tiny)
+def unit(x: np.ndarray, dtype: type = np.float32) -> np.ndarray:
+    """Rows of x (n, D) scaled to length 1, of a float dtype; a row of zeros stays."""
+    x = np.asarray(x, dtype)
+    return x / np.maximum(np.linalg.norm(x, axis=1, keepdims=True), np.finfo(dtype).tiny)
 
 
 class Pairs:
@@ -107,7 +107,7 @@ def _pair(entry):
 
 
 def _fuses(embed, state, source, views):
-    """Whether the head fuses a batch with both modalities. An embedding of `embed.make_embed` says so without compiling."""
+    """Whether the head fuses a batch with both modalities. An embedding of `embedder.make_embed` says so without compiling."""
     batch = next(pipeline.sequential(source, views, 1))
     batch = {name: batch[name] for name in ("image", "text")}
     return "fused" in (embed.gives(state, batch) if hasattr(embed, "gives") else embed(state, batch))

@@ -1,15 +1,6 @@
 """Zero-shot grounding: for each named object of an image the box that fits its name best, right if it overlaps the true one.
 
-An instance of `config.evals.grounding` says:
-
-  source   source spec with columns boxes (n, 4) and names (n str) of each image, such as mosaics (`mcd_jax.data.mosaic`)
-  views    pipes of "image" and "text"; the texts are the names
-  thresholds  (0.3, 0.5): accuracy@t is the share of names whose box overlaps the true one by at least t
-  share    (0.5) of the range of a heat map that its box takes in, see `boxes.from_heat`
-  use      "auto": the objective's head "regions" where it has one, else "dense"; or "regions", "dense", "heat"
-  layer    (0) which of the maps of the head "heat", from 1; 0: the middle one, of six the third
-  proposals  a column of boxes (m, 4) of each image, out of which a heat map also chooses: see `boxes.proposal_scores`
-  power    (0.5) of a proposal's area, by which the heat inside it is divided
+What an instance may say is KEYS.
 
 Candidates come from a head. "regions" gives "boxes" (b, M, 4), "confidence" (b, M), unit "features" (b, M, D), and "text" (b, D) of
 texts: the region most similar to the name is taken. "dense" gives unit "tokens" (b, N, D) of a square grid and "text": the box
@@ -17,15 +8,26 @@ around the hottest part of the tokens' similarity to the name is taken. "heat" r
 (b, layers, L, N), whose mean over the L positions of the text is the heat; images are encoded once by the head "states". So any two
 towers can stand in one table with methods that learn regions or fuse.
 
-Figures: accuracy@t, mean_iou, pointing (the middle of the box lies in the true one), queries, images; with `proposals` also
+Figures: accuracy@t, mean_iou, pointing (the middle of the box lies in the true one), queries, images; "bad", the images that can't
+be read and are left out, when there are any; with `proposals` also
 accuracy_proposals@t (a map that is cold in all of them chooses none and is wrong) and chance_proposals, the mean of 1 / m.
 """
 import numpy as np
 
+from mcd_jax.config.keys import NEEDED, Key
 from mcd_jax.evals import boxes as boxes_lib
 from mcd_jax.evals import rows
 
-KEYS = ("source", "views", "thresholds", "share", "use", "layer", "proposals", "power")
+KEYS = {
+    "source": Key("source", NEEDED, "with columns boxes (n, 4) and names (n str) of each image"),
+    "views": Key("map of str", {}, "pipes of image and text, the names; left out: as in training, without randomness"),
+    "thresholds": Key("tuple", (0.3, 0.5), "overlaps from which a box is right"),
+    "share": Key("float", 0.5, "of the range of a heat map that its box takes in, see `boxes.from_heat`"),
+    "use": Key("str", "auto", "regions | dense | heat | auto: the objective's head regions where it has one, else dense"),
+    "layer": Key("int", 0, "which of the maps of the head heat, from 1; 0: the middle one, of six the third"),
+    "proposals": Key("str | None", "", "a column of boxes (m, 4) of each image, out of which a heat map also chooses"),
+    "power": Key("float", 0.5, "of a proposal's area, by which the heat inside it is divided"),
+}
 SOURCES = ("regions", "dense", "heat")
 _PIXELS = 384   # of the side of a heat map when proposals are scored
 
@@ -46,7 +48,7 @@ def make(config, name):
         if proposals and use == "regions":
             raise ValueError(f"config.evals.{instance}.proposals: the head 'regions' has boxes of its own: use='dense' or 'heat'")
         found = (of_pairs(embed, state, source, image_view, text_view, table["names"], size, layer, instance) if use == "heat" else
-                 of_sides(embed.head(use), state, source, image_view, text_view, table["names"], size))
+                 of_sides(embed.head(use), state, source, image_view, text_view, table["names"], size, instance))
         overlaps, points, images, picked, chance = [], [], 0, [], []
         for number, asked in found:
             images += 1
@@ -67,16 +69,17 @@ def make(config, name):
         if proposals:
             figures |= {f"accuracy_proposals@{t:g}": float(np.mean(picked >= t)) for t in thresholds}
             figures["chance_proposals"] = float(np.mean(chance))
-        return figures
+        return rows.with_bad(figures, np.arange(len(source)) < images)
 
     return run
 
 
-def of_sides(head, state, source, image_view, text_view, names, size):
+def of_sides(head, state, source, image_view, text_view, names, size, instance):
     """(image number, [(box, None) or (None, heat) of each of its names]) of images that can be read; image and text apart."""
     image, good = rows.encode(head, state, source, image_view, ["image"], size)
     every = list(dict.fromkeys(name for own in names for name in own))
-    text, _ = rows.encode(head, state, rows.Texts(every), text_view, ["text"], size)
+    text, usable = rows.encode(head, state, rows.Texts(every), text_view, ["text"], size)
+    rows.refuse_empty(usable, every, instance)
     text = dict(zip(every, text["text"]))
     for number in np.flatnonzero(good):
         one = {key: value[number] for key, value in image.items()}

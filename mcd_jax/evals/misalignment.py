@@ -13,6 +13,7 @@ views and again per kind as "<kind>/...":
   mean, positive      mean r, and the share of views with r > 0
   mean@<level>        mean r of a kind at one level
   pixel/...           the first three for the root mean square pixel distance to the untouched view in place of r
+  bad                 images that can't be read and are left out, when there are any
 
 Instance: source, where, n (images, evenly spaced), views (pipes of "image", the untouched view, and of "text"), kinds, levels
 (rising), augmented (a pipe with "{kind}" and "{level}" in it, such as "decode|resize(64)|severity('{kind}', {level})"), eps.
@@ -20,10 +21,20 @@ Instance: source, where, n (images, evenly spaced), views (pipes of "image", the
 import numpy as np
 from scipy import stats
 
+from mcd_jax.config.keys import NEEDED, Key
 from mcd_jax.data import pipeline
 from mcd_jax.evals import rows
 
-KEYS = ("source", "where", "n", "views", "kinds", "levels", "augmented", "eps")
+KEYS = {
+    "source": Key("source", NEEDED, "of pairs"),
+    "where": Key("dict | None", None, "rows that are kept: {column: a value or several}"),
+    "n": Key("int | None", 256, "images, evenly spaced"),
+    "views": Key("map of str", {}, "pipes of image (the untouched view) and text; left out: as in training, without randomness"),
+    "kinds": Key("tuple", NEEDED, "of augmentation"),
+    "levels": Key("tuple", NEEDED, "of each, rising"),
+    "augmented": Key("str", NEEDED, "a pipe with {kind} and {level} in it: \"decode|resize(64)|severity('{kind}', {level})\""),
+    "eps": Key("float", 1e-6, "keeps the logarithm finite"),
+}
 
 
 def predicted(text, augmented, original, eps=1e-6):
@@ -111,6 +122,7 @@ def make(config, name):
     def evaluate(embed, state):
         chosen = rows.sample(source, where, config.get("n", 256), instance)
         measured = measure(embed, state, source, compiled, count, config.get("batch_size", 64), chosen, config.get("eps", 1e-6))
-        return figures(*measured, list(config["kinds"]), list(config["levels"]))
+        return rows.with_bad(figures(*measured, list(config["kinds"]), list(config["levels"])),
+                             np.arange(len(chosen)) < len(measured[0]))
 
     return evaluate

@@ -8,7 +8,8 @@ An instance of `config.evals.probe` says:
   where, n   keep some rows of all three ({column: value or list}), and at most n of each, evenly spaced
   label      column with the class, of any type; with `set` a column of class names (default: "text"); `labels` as in zeroshot
   views      pipe of "image"
-  features   "image_raw" (default: before it is made unit), "image", or "pixels": the view itself in [0, 1] without the network
+  features   "pooled" (default, as CLIP: what the projection to the embedding reads), "image_raw" (the embedding before it is made
+             unit), "image", or "pixels": the view itself in [0, 1] without the network
   solver     "lbfgs": logistic regression, min |W|^2 / 2 + C * sum of cross entropies, the bias free (scikit-learn's C)
              "ridge": least squares on one-hot targets, min |W|^2 / 2 + C / 2 * sum of squared errors, in closed form
   C          a number, or None (default): the best on validation among 97 from 1e-6 to 1e6, 8 per decade, found as CLIP does by
@@ -16,17 +17,39 @@ An instance of `config.evals.probe` says:
   max_iter   of L-BFGS, 1000
 
 Figures: top1, mean_per_class (recall averaged over the classes that occur), chance_top1 (one over the classes), log10_C, classes,
-images, train_images, iterations (of the last fit; ridge: 0); with `set` also accuracy, the one that the literature reports.
-Everything is deterministic and done in float64 on the host; on several processes each does it all, on the same features.
+images, train_images, iterations (of the last fit; ridge: 0); "bad", the images of all parts that can't be read and are left out,
+when there are any; with `set` also accuracy, the one that the literature reports.
+Everything is deterministic and done in float64 on the host; on several processes each does it all, on the same features. A line
+on stderr says when C was chosen at an end of its range, or L-BFGS stopped at max_iter before it was done.
 """
+from typing import NamedTuple
+
 import numpy as np
 from scipy import optimize, special
 
+from mcd_jax.config.keys import Key
 from mcd_jax.evals import classes as classes_lib
 from mcd_jax.evals import rows
+from mcd_jax.run import console
 
-KEYS = ("set", "source", "train", "validation", "share", "where", "n", "label", "labels", "views", "features", "solver", "C",
-        "max_iter")
+KEYS = {
+    "set": Key("str | None", None, "a published set: its parts in TFDS and its class names, each replaced by the other keys"),
+    "source": Key("source | None", None, "where figures are taken"),
+    "train": Key("source | None", None, "what the classifier is fitted on"),
+    "validation": Key("source | None", None, "what C is chosen on; left out: a share of train"),
+    "share": Key("float", 0.1, "that share, of each class, evenly spaced"),
+    "where": Key("dict | None", None, "rows that are kept: {column: a value or several}"),
+    "n": Key("int | None", None, "at most so many images of each, evenly spaced; left out: all"),
+    "label": Key("str | None", None, "column with the class; with `set` a column of class names, text if left out"),
+    "labels": Key("str | tuple | None", None, "as in zeroshot"),
+    "views": Key("map of str", {}, "pipe of image; left out: as in training, without randomness"),
+    "features": Key("str", "pooled", "pooled: what the projection reads, as CLIP | image_raw: the embedding before it is "
+                    "made unit | image | pixels: the view itself, without the network"),
+    "solver": Key("str", "lbfgs", "lbfgs: logistic regression | ridge: least squares on one-hot targets"),
+    "C": Key("int | float | None", None, "as scikit-learn's; None: the best on validation among 97 from 1e-6 to 1e6"),
+    "max_iter": Key("int", 1000, "of L-BFGS"),
+}
+FEATURES = ("pooled", "image_raw", "image", "pixels")
 GRID = 10.0 ** (np.arange(-48, 49) / 8)
 _CHUNK = 16384
 
@@ -40,7 +63,7 @@ def logistic(x, y, classes, C, start=None, max_iter=1000):
       start: (D + 1, classes) where to begin, such as the weights of a neighbouring C; None: zeros.
 
     Returns:
-      ((D + 1, classes) float64 weights, the bias in the last row; number of iterations).
+      ((D + 1, classes) float64 weights, the bias in the last row; number of iterations; whether they ended before it was done).
     """
     n, d = x.shape
     # divided by C * n: the same optimum, and values near 1 whatever C is
@@ -63,7 +86,7 @@ def logistic(x, y, classes, C, start=None, max_iter=1000):
     first = np.zeros((d + 1, classes)) if start is None else start
     found = optimize.minimize(objective, first.ravel(), jac=True, method="L-BFGS-B",
                               options=dict(maxiter=max_iter, maxfun=2 * max_iter, maxcor=10, gtol=1e-8, ftol=1e-12))
-    return found.x.reshape(d + 1, classes), int(found.nit)
+    return found.x.reshape(d + 1, classes), int(found.nit), found.status == 1
 
 
 class Ridge:
@@ -82,6 +105,15 @@ class Ridge:
         """(D + 1, classes) float64, the bias in the last row."""
         w = self._vectors @ (self._right / (np.maximum(self._values, 0.0) + 1.0 / C)[:, None])
         return np.concatenate([w, (self._level - self._mean @ w)[None]])
+
+
+class Fit(NamedTuple):
+    """What `fit` gives."""
+    weights: np.ndarray   # (D + 1, classes) float64, the bias in the last row
+    C: float
+    iterations: int       # of the last fit of L-BFGS; ridge: 0
+    stopped: int          # fits, those that chose C among them, that ended at max_iter
+    fits: int
 
 
 def scores(x, weights):
@@ -127,11 +159,19 @@ def held_out(y, share):
 
 
 def fit(x, y, classes, solver, C, max_iter=1000, validation=None):
-    """(weights, C, iterations): fitted on (x, y) with the number C; or with C chosen on validation = (x, y), then on both.
+    """A `Fit` on (x, y) with the number C; or with C chosen on validation = (x, y), then on both.
 
     Args:
       solver: "lbfgs" or "ridge".
     """
+    stopped, fits = 0, 0
+
+    def solve(x, y, C, start=None):
+        nonlocal stopped, fits
+        weights, iterations, early = logistic(x, y, classes, C, start, max_iter)
+        stopped, fits = stopped + early, fits + 1
+        return weights, iterations
+
     if C is None:
         vx, vy = validation
         ridge, start = Ridge(x, y, classes) if solver == "ridge" else None, None
@@ -141,15 +181,27 @@ def fit(x, y, classes, solver, C, max_iter=1000, validation=None):
             if ridge:
                 weights = ridge.weights(GRID[place])
             else:
-                weights, _ = logistic(x, y, classes, GRID[place], start, max_iter)
+                weights, _ = solve(x, y, GRID[place], start)
                 start = weights
             return accuracy(scores(vx, weights), vy)["top1"]
         C = float(GRID[choose(score)])
         x, y = np.concatenate([x, vx]), np.concatenate([y, vy])
     if solver == "ridge":
-        return Ridge(x, y, classes).weights(C), C, 0
-    weights, iterations = logistic(x, y, classes, C, max_iter=max_iter)
-    return weights, C, iterations
+        return Fit(Ridge(x, y, classes).weights(C), C, 0, 0, 0)
+    weights, iterations = solve(x, y, C)
+    return Fit(weights, C, iterations, stopped, fits)
+
+
+def doubts(fitted, chosen, max_iter=1000):
+    """What speaks against a `Fit`, a list of sentences; chosen: whether its C was."""
+    said, ends = [], {float(GRID[0]): "smallest", float(GRID[-1]): "largest"}
+    if chosen and fitted.C in ends:
+        said.append(f"the best C found, {fitted.C:g}, is the {ends[fitted.C]} of those tried: a better one may lie outside, or "
+                    "validation can't tell them apart; C sets a number of your own")
+    if fitted.stopped:
+        said.append(f"{fitted.stopped} of {fitted.fits} fits stopped at max_iter={max_iter} before they were done: the figures are "
+                    "those of unfinished classifiers; raise max_iter")
+    return said
 
 
 def pixels(state, batch):
@@ -166,8 +218,8 @@ def make(config, name):
     instance = f"probe.{name}"
     chosen = classes_lib.read(config["set"]) if config.get("set") else None
     label, where = config.get("label", "text") if chosen else config["label"], dict(config.get("where") or {})
-    solver, wanted, share = config.get("solver", "lbfgs"), config.get("features", "image_raw"), config.get("share", 0.1)
-    for key, value, allowed in (("solver", solver, ("lbfgs", "ridge")), ("features", wanted, ("image_raw", "image", "pixels"))):
+    solver, wanted, share = (config.get(key, KEYS[key].default) for key in ("solver", "features", "share"))
+    for key, value, allowed in (("solver", solver, ("lbfgs", "ridge")), ("features", wanted, FEATURES)):
         if value not in allowed:
             raise ValueError(f"config.evals.{instance}.{key}={value!r} must be one of {', '.join(allowed)}")
     if not 0 < share < 1:
@@ -180,35 +232,48 @@ def make(config, name):
         if not specs[part]:
             raise KeyError(key)
     sources = {part: rows.open_source(spec, {*where, label}, instance) for part, spec in specs.items() if spec}
-    views, C = rows.pick(config["views"], ["image"], instance), config.get("C")
+    views, C, max_iter = rows.pick(config["views"], ["image"], instance), config.get("C"), config.get("max_iter", 1000)
 
     def read(embed, state, part):
         used = rows.sample(sources[part], where, config.get("n"), instance)
         values = rows.columns(sources[part], [label], indices=used)[label]
         if chosen:
             values = classes_lib.stored_numbers(chosen.name, values, config.get("labels"), label, instance)
-        out, good = rows.encode(pixels if wanted == "pixels" else embed, state, sources[part], views, ["image"],
-                                config.get("batch_size", 256), indices=used)
-        return out[wanted][good], values[good]
+        given, key = _features(embed, wanted)
+        out, good = rows.encode(given, state, sources[part], views, ["image"], config.get("batch_size", 256), indices=used)
+        return out[key][good], values[good], good
 
     def evaluate(embed, state):
         parts = {part: read(embed, state, part) for part in sources}
+        readable = [good for *_, good in parts.values()]
         names = np.arange(len(chosen.stored)) if chosen else np.unique(parts["train"][1])
-        parts = {part: (x, _places(names, values, part, instance)) for part, (x, values) in parts.items()}
+        parts = {part: (x, _places(names, values, part, instance)) for part, (x, values, _) in parts.items()}
         (x, y), validation = parts["train"], parts.get("validation")
         if validation is None and C is None:
             out = held_out(y, share)
             (x, y), validation = (x[~out], y[~out]), (x[out], y[out])
         elif validation is not None and C is not None:
             x, y = np.concatenate([x, validation[0]]), np.concatenate([y, validation[1]])
-        weights, C_used, iterations = fit(x, y, len(names), solver, C, config.get("max_iter", 1000), validation)
+        fitted = fit(x, y, len(names), solver, C, max_iter, validation)
+        for doubt in doubts(fitted, C is None, max_iter):
+            console.say(f"{instance.replace('.', '/')}: {doubt}")
         tx, ty = parts["test"]
-        figures = {**accuracy(scores(tx, weights), ty), "chance_top1": 1.0 / len(names), "log10_C": float(np.log10(C_used)),
-                   "classes": float(len(names)), "images": float(len(ty)), "iterations": float(iterations),
+        figures = {**accuracy(scores(tx, fitted.weights), ty), "chance_top1": 1.0 / len(names),
+                   "log10_C": float(np.log10(fitted.C)), "classes": float(len(names)), "images": float(len(ty)),
+                   "iterations": float(fitted.iterations),
                    "train_images": float(len(y) + (len(validation[1]) if C is None else 0))}
-        return {**figures, "accuracy": figures[chosen.figure]} if chosen else figures
+        return rows.with_bad({**figures, "accuracy": figures[chosen.figure]} if chosen else figures, *readable)
 
     return evaluate
+
+
+def _features(embed, wanted):
+    """(what embeds, the key of its features). An objective of one's own without the head "pooled" has none before its embedding."""
+    if wanted == "pixels":
+        return pixels, "pixels"
+    if wanted == "pooled" and "pooled" in getattr(embed, "heads", ()):
+        return embed.head("pooled"), "image_pooled"
+    return embed, "image_raw" if wanted == "pooled" else wanted
 
 
 def _places(names, values, part, instance):

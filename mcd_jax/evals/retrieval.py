@@ -1,15 +1,6 @@
 """Image-text retrieval, both ways: recall at k, mean reciprocal rank, and what chance would give.
 
-An instance of `config.evals.retrieval` says which rows of a source take part:
-
-  source   source spec. Its rows are the image candidates; the first row of each `match` value gives the text candidates
-  texts    how many of that row's captions: "first" (the default, one), "all", or a number, of the first so many
-  views    pipes of "image" and "text"
-  match    integer column that says which images and texts belong together ("concept_id"); without one, row i matches row i
-  queries  {column: value or list}: only these rows ask, every row stays a candidate. Default: all rows ask
-  without  {"no_flags": "flag"}: the same figures once more under that name, with the rows where the column is true
-           taken out of the queries and of the candidates
-  ks       (1, 5, 10)
+What an instance may say is KEYS.
 
 A query is answered at k when any candidate that matches it is among the k nearest by cosine: every caption asks for its image, and
 an image is answered by any of its captions, as in the published figures for COCO and Flickr30k (clip_benchmark's rule: the share of
@@ -23,9 +14,21 @@ from typing import NamedTuple
 
 import numpy as np
 
+from mcd_jax.config.keys import NEEDED, Key
 from mcd_jax.evals import rows
 
-KEYS = ("source", "views", "texts", "match", "queries", "without", "ks")
+KEYS = {
+    "source": Key("source", NEEDED, "its rows are the image candidates; the first row of each value of `match` gives the text "
+                  "candidates"),
+    "views": Key("map of str", {}, "pipes of image and text; left out: as in training, without randomness"),
+    "texts": Key("str | int", "first", "how many of that row's captions: \"first\", \"all\", or so many, the first of them"),
+    "match": Key("str | None", None, "integer column that says which images and texts belong together; left out: row i matches "
+                 "row i"),
+    "queries": Key("dict | None", None, "{column: a value or several}: only these rows ask, every row stays a candidate"),
+    "without": Key("dict | None", None, "{a name: a column}: the same figures once more under that name, without the rows where "
+                   "the column is true"),
+    "ks": Key("tuple", (1, 5, 10), "the k of R@k"),
+}
 
 
 def ranks(queries, candidates, query_ids, candidate_ids, chunk=1024):
@@ -95,10 +98,20 @@ def both_ways(image, text, ks):
     return figures
 
 
+def figures_of(settings) -> list[str]:
+    """The names of the figures of an instance with these settings."""
+    names = [f"{way}/{name}" for way in ("text_to_image", "image_to_text") for name in (
+        "MRR", *(f"{start}R@{k}" for start in ("", "chance_") for k in settings.get("ks", (1, 5, 10))), "queries", "candidates")]
+    return [*names, *(f"{label}/{name}" for label in settings.get("without") or () for name in names), "bad"]
+
+
 def captions(source, indices, n=None):
-    """[[caption, ...], ...]: the first `n` texts (None: all) of each of the rows `indices`."""
-    stored = rows.columns(source, ["text"], indices, ragged=("text",))["text"]
-    return [[some] if isinstance(some, (str, bytes)) else list(some)[:n] for some in stored]
+    """[[caption, ...], ...]: the first `n` texts (None: all) of each of the rows `indices`; none of a row that can't be read.
+
+    What is no text, such as None where a table has nothing, is among them: to encode it counts as bad.
+    """
+    stored = rows.columns(source, ["text"], indices, ragged=("text",), unread=[])["text"]
+    return [list(some)[:n] if isinstance(some, (list, tuple, np.ndarray)) else [some] for some in stored]
 
 
 def make(config, name):

@@ -10,7 +10,8 @@ import os
 
 import numpy as np
 
-from mcd_jax.data import image, pipeline, sources
+from mcd_jax.data import decode, pipeline, sources
+from mcd_jax.run import agreement, console
 
 _THREADS = min(8, os.cpu_count() or 1)
 _READ = 64  # rows of stored columns that a thread reads in one go
@@ -33,9 +34,14 @@ def open_source(spec, names, instance):
     """The source of `spec`, once its first readable row is seen to have the columns `names`.
 
     Raises:
-      ValueError: it is empty or lacks a column; the message names the evaluation and the columns that exist.
+      FileNotFoundError: it isn't on this machine. ValueError: it is empty or lacks a column. The message names the evaluation.
     """
-    source = sources.open(spec)
+    try:
+        source = sources.open(spec)
+    except (ValueError, OSError) as error:
+        key, text = f"config.evals.{instance}.source", str(error)
+        text = text.replace("data.source", key) if "data.source" in text else f"{key}: {text}"
+        raise (FileNotFoundError if isinstance(error, FileNotFoundError) else ValueError)(text) from error
     if len(source) == 0:
         raise ValueError(f"config.evals.{instance}.source has no rows: {dict(spec)}")
     row = next(filter(None, (_row(source, index) for index in range(len(source)))), {})
@@ -46,13 +52,14 @@ def open_source(spec, names, instance):
     return source
 
 
-def columns(source, names, indices=None, ragged=()):
+def columns(source, names, indices=None, ragged=(), unread=None):
     """Stored columns: name -> numpy array of one value per row, or a list for names in `ragged`; images are not decoded.
 
     A source with a method column(name) gives them without reading its images.
 
     Args:
       indices: rows to read, all of them when None.
+      unread: what stands for the values of a row that can't be read; None: those of another row, for `encode` says which those are.
     """
     names = list(dict.fromkeys(names))
     indices = range(len(source)) if indices is None else [int(index) for index in indices]
@@ -65,7 +72,7 @@ def columns(source, names, indices=None, ragged=()):
             return [row and tuple(row[name] for name in names) for row in rows]
         parts = [indices[start:start + _READ] for start in range(0, len(indices) if names else 0, _READ)]
         rows = list(itertools.chain.from_iterable(_ahead(read, parts)))
-        other = next(filter(None, rows), ())   # stands in for a row that can't be read: `encode` says which those are
+        other = next(filter(None, rows), ()) if unread is None else [unread] * len(names)
         found = {name: [(row or other)[i] for row in rows] for i, name in enumerate(names)}
     return {name: values if name in ragged else np.asarray(values) for name, values in found.items()}
 
@@ -73,7 +80,7 @@ def columns(source, names, indices=None, ragged=()):
 def _row(source, index):
     try:
         return source[index]
-    except image.Bad:
+    except decode.Bad:
         return None
 
 
@@ -110,7 +117,7 @@ def encode(embed, state, source, views, names, batch_size, indices=None, togethe
     """Embeds rows in order.
 
     Args:
-      embed: embed(state, batch) -> {"image": (n, D) float32, "text": ...}. One made for several processes (`embed.make_embed`)
+      embed: embed(state, batch) -> {"image": (n, D) float32, "text": ...}. One made for several processes (`embedder.make_embed`)
         has `held`, the rows of a batch that this process must fill, and `exchange`, which gives every process all rows.
       views: `pipeline.Views`; names: those of its keys that the embedding takes ("image", "text").
       batch_size: rows per batch; with `held`, that of the embedding is taken instead.
@@ -123,6 +130,9 @@ def encode(embed, state, source, views, names, batch_size, indices=None, togethe
     """
     indices = np.arange(len(source)) if indices is None else np.asarray(indices)
     held, size = getattr(embed, "held", None), getattr(embed, "batch_size", batch_size)
+    if held is not None:   # processes that see other rows would wait for each other
+        rows = {"rows to embed": len(indices), "rows of their source": len(source)}
+        agreement.agree("the same rows to embed", {agreement.DATA: rows})
 
     def read(start):
         some = indices[start:start + size]
@@ -132,14 +142,28 @@ def encode(embed, state, source, views, names, batch_size, indices=None, togethe
         return {name: _spread(batch[name], own, len(some)) for name in (*names, "bad")}
 
     parts, good = [], []
-    for batch in _ahead(read, range(0, len(indices), size)):
-        part = {}
-        for some in [names] if together else [[name] for name in names]:  # one at a time: all evaluations share two functions
-            part |= embed(state, {name: batch[name] for name in some})
-        parts.append(part)
-        bad = batch["bad"] if held is None else embed.exchange({"bad": batch["bad"]})["bad"]
-        good.append(~bad)
+    with console.Progress(len(indices), f"embedding {' and '.join(names)}", show=len(indices) > size) as progress:
+        for batch in _ahead(read, range(0, len(indices), size)):
+            part = {}
+            for some in [names] if together else [[name] for name in names]:  # one at a time: all evaluations share two functions
+                part |= embed(state, {name: batch[name] for name in some})
+            parts.append(part)
+            bad = batch["bad"] if held is None else embed.exchange({"bad": batch["bad"]})["bad"]
+            good.append(~bad)
+            progress.step(len(bad))
     return {key: np.concatenate([part[key] for part in parts]) for key in parts[0]}, np.concatenate(good)
+
+
+def with_bad(figures, *good):
+    """The figures, and where rows couldn't be used, their number as "bad" beside them. good: as `encode` gives it."""
+    bad = sum(int(np.sum(~some)) for some in good)
+    return {**figures, "bad": float(bad)} if bad else figures
+
+
+def refuse_empty(good, texts, instance):
+    """Raises ValueError where a prompt can't be used, as one without a letter. good: of `encode`; texts: those that it embedded."""
+    if not good.all():
+        raise ValueError(f"config.evals.{instance}: the prompt {texts[int(np.argmin(good))]!r} is empty")
 
 
 def like(head, embed):
@@ -153,11 +177,18 @@ def like(head, embed):
 
 
 def tokens(source, view, indices, size):
-    """int32 (m, L) token rows of a source's rows, all of them when `indices` is None; `view`: `pipeline.Views` of "text"."""
+    """int32 (m, L) token rows of a source's rows, all of them when `indices` is None; `view`: `pipeline.Views` of "text".
+
+    Raises:
+      ValueError: a row has no text that can be used; what stood at its place would be another row's.
+    """
     def keep(state, batch):
         return {"tokens": batch["text"]}
     found, good = encode(keep, None, source, view, ["text"], size, indices=indices)
-    return found["tokens"][good]
+    if not good.all():
+        row = int(np.argmin(good) if indices is None else np.asarray(indices)[np.argmin(good)])
+        raise ValueError(f"row {row} has no text that can be used: {str(source[row].get('text'))[:80]!r} is empty")
+    return found["tokens"]
 
 
 def _spread(values, places, count):

@@ -1,13 +1,6 @@
 """Universal retrieval: images, texts and both together (fused) ask for images, texts and both together.
 
-An instance of `config.evals.universal` names a benchmark and how to search it:
-
-  benchmark  spec of `data.benchmarks`: who asks, what can be found, what is relevant
-  views      pipes of "image" and "text"; the text pipe reads the column text
-  fuse       how an image and a text become one embedding where the head has none of its own: "raw_sum" (default, UniIR's) or
-             "unit_sum", see `entries.Encoder`
-  ks         (1, 5, 10)
-  search     "faiss" or "exact" (numpy); default: faiss where it is installed. Both give the same figures
+What an instance may say is KEYS.
 
 R@k is UniIR's (src/common/mbeir_retriever.py): the share of queries with any relevant candidate among the k nearest by cosine.
 Candidates that tie with the nearest relevant one count as nearer, so a collapsed network scores 0, wherever the relevant one stands
@@ -23,11 +16,19 @@ import math
 
 import numpy as np
 
-from mcd_jax.data import benchmarks
-from mcd_jax.data.benchmarks import MODALITIES
-from mcd_jax.evals import entries, rows, search
+from mcd_jax.config.keys import NEEDED, Key
+from mcd_jax.evals import benchmarks, entries, rows, search
+from mcd_jax.evals.benchmarks import MODALITIES
 
-KEYS = ("benchmark", "views", "fuse", "ks", "search")
+KEYS = {
+    "benchmark": Key("benchmark", NEEDED, "who asks, what can be found, what is relevant"),
+    "views": Key("map of str", {}, "pipes of image and text (which reads the column text); left out: as in training, without "
+                 "randomness"),
+    "fuse": Key("str | None", "raw_sum", "how an image and a text become one embedding where the head has none: raw_sum | "
+                "unit_sum"),
+    "ks": Key("tuple", (1, 5, 10), "the k of R@k"),
+    "search": Key("str | None", None, "faiss | exact (numpy); left out: faiss where it is installed"),
+}
 
 
 def chance(matches, sizes, ks):

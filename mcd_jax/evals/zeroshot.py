@@ -16,18 +16,40 @@ prompts are averaged and the mean made unit again, as SLIP's eval_zeroshot.py do
   without    {"no_flags": "flag"}: once more without the images whose column is true, and without the classes for which it always is
              (in the rows that give the names, else in the images)
 
-Figures: top1, top5, mean_per_class (top-1 recall averaged over the classes that occur), chance_top1, images, classes; with `set`
-also accuracy, the one of top1 and mean_per_class that the literature reports for it. Classes whose prompts are the same (ImageNet
+Figures: top1, top5, mean_per_class (top-1 recall averaged over the classes that occur), chance_top1, images, classes; "bad", the
+number of images that can't be read and are left out, when there are any; with `set` also accuracy, the one of top1 and
+mean_per_class that the literature reports for it. Classes whose prompts are the same (ImageNet
 has two "missile" and two "sunglasses") can't be told apart: the first of them is taken, as an argmax does.
 """
+import collections
+
+from absl import logging
 import numpy as np
 
+from mcd_jax.config.keys import Key
 from mcd_jax.data import pipeline
 from mcd_jax.evals import classes as classes_lib
 from mcd_jax.evals import rows
 
-KEYS = ("set", "source", "where", "n", "views", "label", "labels", "names", "names_where", "templates", "tokenizer", "context",
-        "without")
+KEYS = {
+    "set": Key("str | None", None, "a published set: its names, templates and source in TFDS, each of which the other keys "
+               "replace"),
+    "source": Key("source | None", None, "of the images"),
+    "where": Key("dict | None", None, "rows that are kept: {column: a value or several}"),
+    "n": Key("int | None", None, "at most so many images, evenly spaced; left out: all"),
+    "views": Key("map of str", {}, "pipe of image; left out: as in training, without randomness"),
+    "label": Key("str | None", None, "integer column with the class of an image; with `set` a column of class names, text if "
+                 "left out"),
+    "labels": Key("str | tuple | None", None, "what integers mean where there is a `set`: class names, label 0 first, or \"set\""),
+    "names": Key("tuple | source | None", None, "class names, class 0 first, each a string or several; or a source, whose texts "
+                 "are names"),
+    "names_where": Key("dict | None", None, "rows of that source that are kept"),
+    "templates": Key("tuple", ("{}",), "prompts; {} is where the name goes"),
+    "tokenizer": Key("str | None", None, "of the prompts; left out: that of the view of text"),
+    "context": Key("int | None", None, "tokens of a prompt"),
+    "without": Key("dict | None", None, "{a name: a column}: once more without the images whose column is true, and the classes "
+                   "for which it always is"),
+}
 
 
 def class_embeddings(prompt_embeddings, prompt_class, n_classes):
@@ -76,11 +98,27 @@ def named(source, label, where, columns, instance):
     keep = rows.select(table, where, instance)
     names = {}
     for index in np.flatnonzero(keep):
-        text = [texts[index]] if isinstance(texts[index], (str, bytes)) else texts[index]
+        text = texts[index] if isinstance(texts[index], (list, tuple, np.ndarray)) else [texts[index]]
         bucket = names.setdefault(int(table[label][index]), {})
-        bucket.update((t.decode() if isinstance(t, bytes) else t, None) for t in text)
+        bucket.update((t.decode() if isinstance(t, bytes) else t, None) for t in text if isinstance(t, (str, bytes)))
     return ({c: list(bucket) for c, bucket in sorted(names.items())},
             {column: always(table[label][keep], table[column][keep]) for column in columns})
+
+
+def same_prompts(names, template, view, size):
+    """(C,) int: the first class whose prompts are those of class i: equal names, or such that the tokenizer makes equal.
+
+    Args:
+      names: [[name, ...], ...] of the classes. view: `pipeline.Views` of "text", None where there are no prompts.
+    """
+    folded = [tuple(" ".join(name.casefold().split()) for name in own) for own in names]
+    count, first = collections.Counter(folded), {}
+
+    def prompts(own, alike):
+        if view is None or count[alike] == 1 or not all(alike):
+            return tuple(own)
+        return rows.tokens(rows.Texts([template.replace("{}", name) for name in own]), view, None, size).tobytes()
+    return np.array([first.setdefault(prompts(own, alike), i) for i, (own, alike) in enumerate(zip(names, folded))])
 
 
 def stored_names(source, label, where, class_ids, instance):
@@ -99,6 +137,13 @@ def always(labels, column):
     """The classes that occur and whose rows all have a true `column`, sorted."""
     column = np.asarray(column, bool)
     return np.setdiff1d(labels[column], labels[~column])
+
+
+def figures_of(settings) -> list[str]:
+    """The names of the figures of an instance with these settings."""
+    names = ["top1", "top5", "mean_per_class", "chance_top1", "images", "classes"]
+    own = ["accuracy"] if settings.get("set") else []
+    return [*names, *own, *(f"{label}/{name}" for label in settings.get("without") or () for name in names), "bad"]
 
 
 def make(config, name):
@@ -141,8 +186,11 @@ def parts(config, name):
     source = rows.open_source(config["source"], {*where, label, *without.values()}, instance)
     views, tokens = rows.pick(config["views"], ["image"], instance), prompt_view(config, instance)
     class_ids = np.array(sorted(names))
-    first = {}
-    twins = np.array([first.setdefault(tuple(names[c]), i) for i, c in enumerate(class_ids)])
+    twins = same_prompts([names[c] for c in class_ids], templates[0], tokens, size)
+    if twice := [i for i, first in enumerate(twins) if first < i and gone is None and not chosen]:
+        one, other = (names[class_ids[i]][0] for i in (twins[twice[0]], twice[0]))
+        logging.warning("config.evals.%s: %d of the %d classes have the same prompts as one before them (%r and %r), which is "
+                        "taken for them: names say them apart", instance, len(twice), len(class_ids), one, other)
     if tokens is None:   # the embeddings of the names are stored beside them
         asked, places = texts, stored_names(texts, label, names_where, class_ids, instance)
         tokens = rows.pick(config["views"], ["text"], instance)
@@ -154,8 +202,7 @@ def parts(config, name):
 
     def collect(embed, state):
         texts, usable = rows.encode(embed, state, asked, tokens, ["text"], size, indices=places)
-        if not usable.all():
-            raise ValueError(f"config.evals.{instance}: the prompt {prompts[np.argmin(usable)][1]!r} is empty")
+        rows.refuse_empty(usable, [prompt for _, prompt in prompts], instance)
         classes = class_embeddings(texts["text"], owner, len(class_ids))
 
         used = rows.sample(source, where, config.get("n"), instance)
@@ -164,7 +211,8 @@ def parts(config, name):
         if chosen:
             labels = classes_lib.stored_numbers(chosen.name, labels, config.get("labels"), label, instance)
         image, good = rows.encode(embed, state, source, views, ["image"], size, indices=used)
-        more = {"image": {key: value[good] for key, value in image.items()}, "text": texts, "prompt_class": owner}
+        more = {"image": {key: value[good] for key, value in image.items()}, "text": texts, "prompt_class": owner,
+                "rows": used[good], "good": good}
         return image["image"][good], classes, {"": more, **{k: column[good] for k, column in {**table, label: labels}.items()}}
 
     def score(image, classes, rest):
@@ -177,7 +225,7 @@ def parts(config, name):
             kept = ~np.isin(class_ids, gone[column] if gone else always(labels, flagged))
             fewer = accuracy(image[~flagged], classes[kept], labels[~flagged], class_ids[kept], twins[kept])
             figures.update({f"{key}/{figure}": value for figure, value in fewer.items()})
-        return figures
+        return rows.with_bad(figures, rest[""]["good"])
 
     return collect, score
 

@@ -1,39 +1,55 @@
 """Contrastive losses between two sets of matching embeddings. Inputs of any float type; inside, float32.
 
 Each has two forms, equal in value and gradient. "gather": one product of all pairs, of which a device computes its rows. "ring":
-tiles, with embeddings that travel from device to device (`mcd_jax.losses.ring`); memory grows with the rows of a device, not with
+tiles, with embeddings that travel from device to device (`mcd_jax.sharding.ring`); memory grows with the rows of a device, not with
 rows x batch, for a third more matmul work. "ring_bf16": the same with keys rounded to bfloat16, half the traffic. "auto" takes the
 ring where the logits of a device would exceed `GATHER_BYTES`.
 """
+from collections.abc import Callable
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
-from mcd_jax import mesh as mesh_lib
-from mcd_jax.losses import ring
+from mcd_jax.sharding import mesh as mesh_lib
+from mcd_jax.sharding import ring
 
-FORMS = ("auto", "gather", "ring", "ring_bf16")
+IMPLEMENTATIONS = ("auto", "gather", "ring", "ring_bf16")
 GATHER_BYTES = 128 * 2 ** 20   # of one matrix of logits: a loss keeps three or four, about 3 % of the smallest HBM in use (16 GB)
 
 
-def check_form(form):
-    """Raises ValueError unless `form` is one of FORMS."""
-    if form not in FORMS:
-        raise ValueError(f"config.objective.form={form!r}: the form of a contrastive loss is one of {', '.join(FORMS)}")
+def check_implementation(implementation: str) -> None:
+    """Raises ValueError unless `implementation` is one of IMPLEMENTATIONS."""
+    if implementation not in IMPLEMENTATIONS:
+        raise ValueError(f"config.objective.implementation={implementation!r} must be one of {', '.join(IMPLEMENTATIONS)}")
 
 
-def picks_ring(rows, keys, form):
+def picks_ring(rows: int, keys: int, implementation: str) -> bool:
     """Whether a loss over rows x keys of the global batch runs as a ring. The rule of "auto": 4 bytes * rows * keys / devices."""
-    check_form(form)
-    return form.startswith("ring") or (form == "auto" and 4 * rows * keys / mesh_lib.ambient_batch_axes()[1] > GATHER_BYTES)
+    check_implementation(implementation)
+    return implementation.startswith("ring") or (implementation == "auto" and 4 * rows
+                                                 * keys / mesh_lib.ambient_batch_axes()[1] > GATHER_BYTES)
 
 
-def transport(form):
+def transport(implementation: str) -> Any:
     """The dtype in which keys travel, None for their own."""
-    return jnp.bfloat16 if form == "ring_bf16" else None
+    return jnp.bfloat16 if implementation == "ring_bf16" else None
 
 
-def similarity(x, y):
+def seen(y: jax.Array, implementation: str) -> jax.Array:
+    """Keys y as sums over all pairs see them: float32, rounded to bfloat16 by "ring_bf16". The gradient passes as if they were not.
+
+    What stands beside such a sum, a positive or a teacher's logits, must read the same keys: else the loss is off by what rounding
+    does to its largest logits, nats at a scale of 1000.
+    """
+    if transport(implementation) is None:
+        return y
+    y = y.astype(jnp.float32)
+    return y + jax.lax.stop_gradient(jax.lax.reduce_precision(y, 8, 7) - y)   # XLA leaves casts there and back out
+
+
+def similarity(x: jax.Array, y: jax.Array) -> jax.Array:
     """Inner products (B, C) float32 of x (B, D) and y (C, D), at the highest matmul precision.
 
     An accelerator's default precision rounds to bfloat16: percents of gradient at a scale of 100.
@@ -42,7 +58,8 @@ def similarity(x, y):
     return _split(jnp.einsum("bd,cd->bc", x, y, precision=jax.lax.Precision.HIGHEST))
 
 
-def lse(x, y, scale, allow=None, row_aux=(), key_aux=(), columns=True, form="auto", factor=None):
+def lse(x: jax.Array, y: jax.Array, scale: float | jax.Array, allow: Callable | None = None, row_aux: Any = (), key_aux: Any = (),
+        columns: bool = True, implementation: str = "auto", factor: Callable | None = None) -> tuple[jax.Array, jax.Array | None]:
     """log(sum_j exp(scale * x_i . y_j)) over the keys j of each row and over the rows of each key, (B,) and (C,) float32.
 
     Args:
@@ -52,19 +69,22 @@ def lse(x, y, scale, allow=None, row_aux=(), key_aux=(), columns=True, form="aut
       columns: False gives None for the keys and saves their work.
       factor: None, or by what the inner products are multiplied, as `ring.lse` takes it; no gradient.
     """
-    out = sums(x, y, scale, allow, row_aux, key_aux, columns, form, factor)
+    out = sums(x, y, scale, allow, row_aux, key_aux, columns, implementation, factor)
     return out.row_lse, out.key_lse
 
 
-def sums(x, y, scale, allow=None, row_aux=(), key_aux=(), columns=True, form="auto", factor=None, target=None):
+def sums(x: jax.Array, y: jax.Array, scale: float | jax.Array, allow: Callable | None = None, row_aux: Any = (), key_aux: Any = (),
+         columns: bool = True, implementation: str = "auto", factor: Callable | None = None,
+         target: Callable | None = None, own: str = "") -> ring.Sums:
     """The `ring.Sums` of `lse`'s arguments: log-sum-exps and, given `target` as `ring.lse` takes it, sums of weight * logit.
 
-    Without `columns` those of the keys are None.
+    Without `columns` those of the keys are None. own: "", or the name in `key_aux`, a dict, by which the functions find y itself.
     """
-    if picks_ring(len(x), len(y), form):
+    if picks_ring(len(x), len(y), implementation):
         out = ring.lse(x, y, scale, 0.0, row_aux, key_aux, allow=allow, columns=columns, factor=factor, target=target,
-                       transport=transport(form))
+                       transport=transport(implementation), own=own)
         return out if columns else out._replace(key_lse=None, key_target=None)
+    key_aux = {**key_aux, own: y} if own else key_aux
     raw_BC, (row_aux, key_aux) = scale * similarity(x, y), jax.lax.stop_gradient((row_aux, key_aux))
     numbers = jnp.arange(len(x))[:, None], jnp.arange(len(y))[None, :]
     if factor is not None:
@@ -75,7 +95,7 @@ def sums(x, y, scale, allow=None, row_aux=(), key_aux=(), columns=True, form="au
                      jnp.sum(of_rows * raw_BC, axis=1), jnp.sum(of_keys * raw_BC, axis=0) if columns else None)
 
 
-def softmax(x, y, scale, form="auto"):
+def softmax(x: jax.Array, y: jax.Array, scale: float | jax.Array, implementation: str = "auto") -> jax.Array:
     """Symmetric InfoNCE, mean of the cross-entropies x -> y and y -> x over the batch, () float32, nats.
 
     Args:
@@ -84,12 +104,13 @@ def softmax(x, y, scale, form="auto"):
 
     Source: Radford et al. 2021 (CLIP), figure 3. Both sides of every pair of the global batch get gradient.
     """
-    rows, columns = lse(x, y, scale, form=form)
-    positive = scale * matching(x, y if transport(form) is None else y.astype(transport(form)))   # of the keys that `lse` saw
+    rows, columns = lse(x, y, scale, implementation=implementation)
+    positive = scale * matching(x, seen(y, implementation))
     return 0.5 * (jnp.mean(rows - positive) + jnp.mean(columns - positive))
 
 
-def sigmoid(x, y, scale, bias, form="auto"):
+def sigmoid(x: jax.Array, y: jax.Array, scale: float | jax.Array, bias: float | jax.Array,
+            implementation: str = "auto") -> jax.Array:
     """Pairwise sigmoid loss: sum over all B * B pairs of -log sigmoid(+-logit), over B, () float32, nats.
 
     Args:
@@ -99,9 +120,9 @@ def sigmoid(x, y, scale, bias, form="auto"):
 
     Source: Zhai et al. 2023 (SigLIP), algorithm 1.
     """
-    if picks_ring(len(x), len(y), form):
+    if picks_ring(len(x), len(y), implementation):
         shared = jnp.float32(scale), jnp.float32(bias)
-        return ring.pair_sum(_sigmoid_pairs, x, y, shared, transport=transport(form)) / len(x)
+        return ring.pair_sum(_sigmoid_pairs, x, y, shared, transport=transport(implementation)) / len(x)
     numbers = jnp.arange(len(x))
     return jnp.sum(_sigmoid_pairs(x, y, (scale, bias), (), (), numbers[:, None], numbers[None, :])) / len(x)
 
@@ -112,14 +133,14 @@ def _sigmoid_pairs(x, y, shared, row_aux, key_aux, i, j):
     return jax.nn.softplus(jnp.where(i == j, -logits, logits))
 
 
-def matching(x, y):
+def matching(x: jax.Array, y: jax.Array) -> jax.Array:
     """Inner product of row i of x (B, D) with row i of y (B, D), (B,) float32."""
     return jnp.sum(x.astype(jnp.float32) * y.astype(jnp.float32), axis=-1)
 
 
-def accuracy(x, y, form="auto"):
+def accuracy(x: jax.Array, y: jax.Array, implementation: str = "auto") -> jax.Array:
     """Share of rows of x (B, D) whose nearest row of y (B, D) is their own, () float32 (a tie: the first)."""
-    nearest = ring.nearest(x, y) if picks_ring(len(x), len(y), form) else jnp.argmax(similarity(x, y), axis=1)
+    nearest = ring.nearest(x, y) if picks_ring(len(x), len(y), implementation) else jnp.argmax(similarity(x, y), axis=1)
     return jnp.mean((nearest == jnp.arange(x.shape[0])).astype(jnp.float32))
 
 

@@ -2,10 +2,12 @@
 import jax
 import jax.numpy as jnp
 
-from mcd_jax.losses import contrastive, ring
+from mcd_jax.losses import contrastive
+from mcd_jax.sharding import ring
 
 
-def alignment_kl(teacher_x, teacher_y, student_x, student_y, teacher_scale, student_scale, form="auto"):
+def alignment_kl(teacher_x: jax.Array, teacher_y: jax.Array, student_x: jax.Array, student_y: jax.Array, teacher_scale: jax.Array,
+                 student_scale: jax.Array, implementation: str = "auto") -> jax.Array:
     """KL(teacher || student) of softmaxed logits, mean over rows and over both directions, () float32, nats.
 
     The logits are scale * x_i . y_j, (B, B). x -> y is a softmax over the columns, y -> x over the rows. No
@@ -19,9 +21,9 @@ def alignment_kl(teacher_x, teacher_y, student_x, student_y, teacher_scale, stud
     Source: Li et al. 2021 (ALBEF), equation 6; Kim et al. 2024 (ECLIPSE). Here a KL for both directions.
     """
     teacher_x, teacher_y, teacher_scale = jax.lax.stop_gradient((teacher_x, teacher_y, teacher_scale))
-    if contrastive.picks_ring(len(student_x), len(student_y), form):
+    if contrastive.picks_ring(len(student_x), len(student_y), implementation):
         teacher_x, teacher_y = teacher_scale * teacher_x.astype(jnp.float32), teacher_y.astype(jnp.float32)
-        return _ring(teacher_x, teacher_y, student_x, student_y, student_scale, contrastive.transport(form))
+        return _ring(teacher_x, teacher_y, student_x, student_y, student_scale, contrastive.transport(implementation))
     teacher_BB = teacher_scale * contrastive.similarity(teacher_x, teacher_y)
     student_BB = student_scale * contrastive.similarity(student_x, student_y)
     return 0.5 * (_kl(teacher_BB, student_BB, 1) + _kl(teacher_BB, student_BB, 0))

@@ -11,14 +11,14 @@ import jax
 import jax.numpy as jnp
 
 
-def entropy(p, axis=-1):
+def entropy(p: jax.Array, axis: int = -1) -> jax.Array:
     """-sum p log p over `axis`; 0 log 0 is 0, and so is its gradient. p: (..., E) -> (...)."""
     p = p.astype(jnp.float32)
     positive = p > 0
     return -jnp.sum(jnp.where(positive, p * jnp.log(jnp.where(positive, p, 1.0)), 0.0), axis=axis)
 
 
-def spread(total):
+def spread(total: jax.Array) -> jax.Array:
     """Entropy of the average token, H(mean_i p_i), of sums of probabilities `total` (..., E) -> (...), in [0, log E].
 
     LIMoE's global entropy loss is its negative; with local entropy it makes minus the mutual information of token and expert.
@@ -27,12 +27,12 @@ def spread(total):
     return entropy(total / jnp.maximum(jnp.sum(total, axis=-1, keepdims=True), 1e-30))
 
 
-def hinge(total, least):
+def hinge(total: jax.Array, least: float) -> jax.Array:
     """max(0, log(least) - H(mean p)): 0, without a gradient, once about `least` experts share the tokens. (..., E) -> (...)."""
     return jnp.maximum(0.0, jnp.log(jnp.float32(least)) - spread(total))
 
 
-def variation(total):
+def variation(total: jax.Array) -> jax.Array:
     """(standard deviation / mean)^2 over experts of non-negative sums (..., E) -> (...); 0 in balance, E - 1 when one has all.
 
     Of sums of probabilities it is V-MoE's importance loss, of sums of `win` its load loss.
@@ -42,7 +42,7 @@ def variation(total):
     return jnp.var(total, axis=-1) / jnp.maximum(mean, 1e-30) ** 2
 
 
-def win(logits, noisy, noise, k=1):
+def win(logits: jax.Array, noisy: jax.Array, noise: float, k: int = 1) -> jax.Array:
     """P(expert e would be among the k best if its noise were drawn again), (..., E), for noise of standard deviation `noise` > 0.
 
     Args:
@@ -52,6 +52,6 @@ def win(logits, noisy, noise, k=1):
     return 1.0 - jax.scipy.stats.norm.cdf((threshold - logits.astype(jnp.float32)) / noise)
 
 
-def squared_lse(logits):
+def squared_lse(logits: jax.Array) -> jax.Array:
     """(logsumexp_e logit)^2 of each token, (..., E) -> (...): the mean of it is the z-loss."""
     return jax.nn.logsumexp(logits.astype(jnp.float32), axis=-1) ** 2

@@ -10,9 +10,9 @@ import jax
 import jax.numpy as jnp
 
 from mcd_jax.models import transformer
-from mcd_jax.models.constrain import shard_batch
 from mcd_jax.models.heads import masked_mean
-from mcd_jax.models.variants import bert_variant
+from mcd_jax.models.variants import BERT, bert_variant
+from mcd_jax.sharding.constrain import shard_batch
 
 STD = 0.02   # of all weights at the start (BertConfig.initializer_range)
 
@@ -74,8 +74,9 @@ class Bert(nn.Module):
     @nn.compact
     def __call__(self, tokens, path_noise=None):
         length = tokens.shape[1]
-        if length > self.context:
-            raise ValueError(f"text has {length} tokens and the tower was built for {self.context}: tokenize({self.context}) fits")
+        if length > self.positions:   # longer than in training is no fault: the published models' table has 512
+            raise ValueError(f"text has {length} tokens and the tower has positions for {self.positions} "
+                             f"(config.model.text.positions): tokenize({self.positions}) fits")
         table, position, kind = (self.param(name, nn.initializers.normal(STD), (rows, self.width)) for name, rows in (
             ("token", self.vocab_size + self.spare_ids), ("position", self.positions), ("type", self.types)))
         x = table[tokens] + (position[:length] + kind[0][None])[None]
@@ -88,9 +89,13 @@ class Bert(nn.Module):
         x, blocks = layers(
             x, seen, noise=None if noise is None else noise[:, :self.depth], dropout=self.dropout, depth=self.depth,
             num_heads=self.num_heads, mlp_dim=self.mlp_dim, act=self.act, eps=self.eps,
-            dtype=self.dtype, scan=self.scan, remat=self.remat, init=self.is_initializing())
+            dtype=self.dtype, scan=self.scan, remat=self.remat, owner=self)
         pooled = x[:, 0] if self.pool == "first" else masked_mean(x, seen)
         return {**out, **blocks, "tokens": x, "pooled": pooled}
+
+
+TOWER = Bert   # its fields are keys of config.model
+VARIANTS = tuple(BERT)
 
 
 def layers(x, seen, *, cross=None, cross_seen=None, noise=None, dropout=0.0, causal=False, **options):

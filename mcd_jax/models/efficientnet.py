@@ -19,9 +19,9 @@ import jax
 import jax.numpy as jnp
 
 from mcd_jax.models import transformer
-from mcd_jax.models.constrain import shard_batch
 from mcd_jax.models.resnet import FrozenNorm, mask_cells, masked
-from mcd_jax.models.variants import efficientnet_variant
+from mcd_jax.models.variants import EFFICIENTNETS, efficientnet_variant
+from mcd_jax.sharding.constrain import shard_batch
 
 
 def make(options, *, image_size, dtype):
@@ -80,6 +80,10 @@ class EfficientNet(nn.Module):
         x = layer("head", x, self.features)
         tokens = out["tokens"] = x.reshape(x.shape[0], -1, self.features)
         return {**out, "pooled": tokens.mean(1)}
+
+
+TOWER = EfficientNet   # its fields are keys of config.model
+VARIANTS = tuple(EFFICIENTNETS)
 
 
 class Block(nn.Module):

@@ -12,8 +12,8 @@ import jax
 import jax.numpy as jnp
 
 from mcd_jax.models import moe
-from mcd_jax.models.constrain import gather_params, shard_batch
-from mcd_jax.models.transformer import REMAT, Attention, Mlp, run_blocks
+from mcd_jax.models.transformer import Attention, Mlp, layer_of, run_blocks
+from mcd_jax.sharding.constrain import shard_batch
 
 
 class MixedBlock(nn.Module):
@@ -44,27 +44,26 @@ class MixedBlock(nn.Module):
         return tuple(shard_batch(x + given) for x, given in zip(parts, jnp.split(y, ends, axis=1), strict=True)), report
 
 
-def run_mixed(parts, keys, *, depth, num_heads, mlp_dim, act, eps, dtype, remat, experts, masks=None, init=False):
+def run_mixed(parts, keys, *, owner, depth, num_heads, mlp_dim, act, eps, dtype, remat, experts, masks=None):
     """Applies `depth` blocks, named block_i, inside the calling module's scope.
 
     Args:
+      owner: the calling module.
       parts: tuple of (B, N_i, W) activations. masks: for each None or bool (B or 1, 1, N_i or 1, N_i).
       keys: typed keys (G,), one for each group of consecutive rows in training; None in evaluation.
       experts: moe.Options, or None: no block has a mixture.
-      init: whether parameters are being made.
 
     Returns:
       The last activations, and a dict of what the routers did, (B, layers, modalities, ...), empty without mixtures.
     """
-    block = MixedBlock if init else nn.map_variables(MixedBlock, "params", functools.partial(gather_params, dtype=dtype))
-    if remat != "none":
-        block = nn.remat(block, policy=REMAT[remat])
+    block = functools.partial(layer_of, MixedBlock, owner, dtype=dtype, remat=remat)
     mixtures = moe.mixture_layers(experts, depth) if experts else ()
     options = {"num_heads": num_heads, "mlp_dim": mlp_dim, "depth": depth, "act": act, "eps": eps, "dtype": dtype}
     reports = []
     for i in range(depth):
         mine = None if keys is None else jax.vmap(jax.random.fold_in, (0, None))(keys, i)
-        parts, report = block(**options, experts=experts if i in mixtures else None, name=f"block_{i}")(
+        name = f"block_{i}"
+        parts, report = block(name)(**options, experts=experts if i in mixtures else None, name=name)(
             parts, mine, masks or (None,) * len(parts))
         if report is not None:
             reports.append(report)

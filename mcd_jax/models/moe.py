@@ -4,8 +4,9 @@ A group is `group_size` consecutive rows of the batch with all their tokens. Eac
 comes late is dropped: the layer adds nothing to it. Batch priority routing lets the tokens with the largest gate come first, else
 they come in their order. So results depend on the group size, and neither on the mesh nor on microbatches.
 
-Experts live on the mesh axis "expert", E / X to each of its X devices. Tokens visit them through one all-to-all and come back
-through another; the gradient does the same. Devices along every other batch axis hold copies of the experts.
+Experts live on the mesh axis "expert", E / X to each of its X devices, if config.sharding says so. Tokens visit them through one
+all-to-all and come back through another; the gradient does the same. Devices along every other batch axis hold copies of the
+experts.
 """
 from functools import partial
 import math
@@ -16,9 +17,10 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
-from mcd_jax import mesh as mesh_lib
 from mcd_jax.losses import routing
 from mcd_jax.models.transformer import ACTIVATIONS
+from mcd_jax.sharding import constrain
+from mcd_jax.sharding import mesh as mesh_lib
 
 
 class Options(NamedTuple):
@@ -108,11 +110,12 @@ def places(gates, k, size, priority):
 # ---- the experts ----
 
 
-def apply_experts(params, x, gate, place, num, size, act):
+def apply_experts(params, x, gate, place, num, size, act, parted=True):
     """What the experts give each token, weighted by its gates: (G, T, D) of x (G, T, D), gate and place (G, T, k).
 
     params: in/kernel (E, D, F), in/bias (E, F), out/kernel (E, F, D), out/bias (E, D), in the dtype of x; inside a `shard_map` with
-    the axis expert those of this device only. num, size: E and C. Under an ambient mesh each device holds whole groups.
+    the axis expert those of this device only. num, size: E and C. Under an ambient mesh each device holds whole groups, and
+    with `parted` its share of the experts, to which their tokens travel; else all of them.
     """
     axes, devices = mesh_lib.ambient_batch_axes()
     run = partial(_visit, num=num, size=size, act=act)
@@ -121,7 +124,7 @@ def apply_experts(params, x, gate, place, num, size, act):
     if x.shape[0] % devices:
         raise ValueError(f"{x.shape[0]} groups of experts can't be shared by {devices} devices: each holds whole groups of "
                          "config.group_size rows")
-    split, held = PartitionSpec(axes), PartitionSpec("expert" if "expert" in axes else None)
+    split, held = PartitionSpec(axes), PartitionSpec("expert" if parted and "expert" in axes else None)
     return jax.shard_map(run, in_specs=(held, split, split, split), out_specs=split, axis_names=set(axes))(params, x, gate, place)
 
 
@@ -130,8 +133,9 @@ def _visit(params, x, gate, place, num, size, act):
     parted = len(params["in"]["kernel"]) < num   # this device holds some of the experts
 
     def send(x, place):
-        rows = jnp.repeat(x, place.shape[1], axis=0)
-        return jnp.zeros((num * size, width), x.dtype).at[place.reshape(-1)].set(rows, mode="drop", unique_indices=True)
+        rows, at = jnp.repeat(x, place.shape[1], axis=0), place.reshape(-1)
+        at = jnp.where(at < num * size, at, num * size + jnp.arange(len(at)))   # those without room too are in different places
+        return jnp.zeros((num * size, width), x.dtype).at[at].set(rows, mode="drop", unique_indices=True)
     sent = jax.vmap(send)(x, place).reshape(groups, num, size, width).swapaxes(0, 1).reshape(num, groups * size, width)
     if parted:   # each expert's tokens to the device that holds it
         sent = jax.lax.all_to_all(sent, "expert", 0, 1, tiled=True)
@@ -225,7 +229,9 @@ class Mixture(nn.Module):
         size = capacity(grouped.shape[1], o, None if keys is not None else o.eval_capacity)
         logits, noisy = _noisy(grouped, kernel, keys, o)
         gate, expert, place = jax.vmap(partial(places, k=o.k, size=size, priority=o.priority))(jax.nn.softmax(noisy))
-        y = apply_experts(experts, grouped, gate, place, o.num, size, self.act)
+        where = constrain.rooted("/".join((*self.path, "experts/in/kernel")))
+        parted = constrain.placement(where, (o.num, width, self.hidden))[1][:1] == ("expert",)
+        y = apply_experts(experts, grouped, gate, place, o.num, size, self.act, parted)
         if o.dropout and keys is not None:
             keep = _draw(keys, 2, lambda key: jax.random.bernoulli(key, 1 - o.dropout, y.shape[1:]))
             y = jnp.where(keep, y / (1 - o.dropout), 0)

@@ -16,10 +16,10 @@ import jax
 import jax.numpy as jnp
 
 from mcd_jax.models import transformer
-from mcd_jax.models.constrain import shard_batch
 from mcd_jax.models.conv import Conv
 from mcd_jax.models.heads import GridPool
-from mcd_jax.models.variants import resnet_variant
+from mcd_jax.models.variants import RESNETS, resnet_variant
+from mcd_jax.sharding.constrain import shard_batch
 
 
 def make(options, *, image_size, dtype):
@@ -114,6 +114,10 @@ class ResNet(nn.Module):
             height, width = self.grid((1, self.image_size, self.image_size, 3))
             out["pooled"] = GridPool(self.num_heads, height * width, self.dtype, name="pool")(tokens)
         return out
+
+
+TOWER = ResNet   # its fields are keys of config.model
+VARIANTS = tuple(RESNETS)
 
 
 class Basic(nn.Module):

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 
 from mcd_jax.models import mixed, moe, transformer
 from mcd_jax.models.heads import masked_mean
-from mcd_jax.models.variants import decode_variant
+from mcd_jax.models.variants import TRANSFORMERS, decode_variant
 from mcd_jax.models.vit import cut
 
 
@@ -93,7 +93,7 @@ class Shared(nn.Module):
             seen["text"] = real if self.pad_mask else None
         parts, routing = mixed.run_mixed(
             tuple(parts), keys, depth=self.depth, num_heads=self.num_heads, mlp_dim=self.mlp_dim, act=self.act, eps=self.eps,
-            dtype=self.dtype, remat=self.remat, experts=self.experts, masks=tuple(masks), init=self.is_initializing())
+            dtype=self.dtype, remat=self.remat, experts=self.experts, masks=tuple(masks), owner=self)
         norm, out = nn.LayerNorm(epsilon=self.eps, dtype=self.dtype, name="ln_final"), {}
         for i, (name, x) in enumerate(zip(names, parts, strict=True)):
             x = norm(x)
@@ -101,3 +101,7 @@ class Shared(nn.Module):
             if routing:
                 out[name]["routing"] = jax.tree.map(lambda value, i=i: value[:, :, i], routing)
         return out
+
+
+TOWER = Shared   # its fields are keys of config.model
+VARIANTS = tuple(TRANSFORMERS)   # with a patch size behind a slash, as in "B/16"

@@ -1,4 +1,4 @@
-"""A tower whose inputs are embeddings already: what `python -m mcd_jax.embed` stored, read by the pipe column('image_embedding').
+"""A tower whose inputs are embeddings already: what `mcd-jax embed` stored, read by the pipe column('image_embedding').
 
 It has no parameters, so heads on top of it train at the cost of the heads alone, by any objective of two towers:
 
@@ -33,6 +33,9 @@ class Stored(nn.Module):
 
     def num_patches(self, shape):
         return 1
+
+
+TOWER = Stored   # its fields are keys of config.model
 
 
 def make(options, **_):

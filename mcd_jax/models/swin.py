@@ -13,10 +13,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from mcd_jax.models import transformer
-from mcd_jax.models.constrain import gather_params, shard_batch
 from mcd_jax.models.conv import Conv
 from mcd_jax.models.resnet import mask_cells, masked
-from mcd_jax.models.variants import swin_variant
+from mcd_jax.models.variants import SWINS, swin_variant
+from mcd_jax.sharding.constrain import shard_batch
 
 STD = 0.02   # of all weights at the start
 
@@ -116,18 +116,21 @@ class Swin(nn.Module):
         return {**out, "pooled": transformer.Attention(self.heads[-1], self.dtype, std=STD, name="pool")(query, tokens)[:, 0]}
 
     def _stage(self, number, x, gain, depth, heads):
-        pair = Pair if self.is_initializing() else nn.map_variables(
-            Pair, "params", functools.partial(gather_params, dtype=self.dtype))
-        if self.remat != "none":
-            pair = nn.remat(pair, policy=transformer.REMAT[self.remat], prevent_cse=not self.scan)
+        def pair(name, depth=0):
+            return transformer.layer_of(Pair, self, name, self.dtype, self.remat, depth)
+        name = f"stage_{number}"
         options = {"heads": heads, "window": self.window, "mlp_dim": self.mlp_ratio * x.shape[-1], "act": self.act, "eps": self.eps,
                    "dtype": self.dtype}
         if self.scan:
-            pairs = nn.scan(pair, variable_axes={"params": 0}, split_rngs={"params": True}, length=depth // 2)
-            return pairs(**options, name=f"stage_{number}")(x, gain)[0]
+            pairs = nn.scan(pair(name, depth // 2), variable_axes={"params": 0}, split_rngs={"params": True}, length=depth // 2)
+            return pairs(**options, name=name)(x, gain)[0]
         for j in range(depth // 2):
-            x, _ = pair(**options, name=f"stage_{number}_pair_{j}")(x, None if gain is None else gain[j])
+            x, _ = pair(f"{name}_pair_{j}")(**options, name=f"{name}_pair_{j}")(x, None if gain is None else gain[j])
         return x
+
+
+TOWER = Swin   # its fields are keys of config.model
+VARIANTS = tuple(SWINS)
 
 
 class Pair(nn.Module):

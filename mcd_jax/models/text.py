@@ -6,7 +6,7 @@ import jax.numpy as jnp
 
 from mcd_jax.models import mixed, moe, transformer
 from mcd_jax.models.heads import AttentionPool, masked_mean
-from mcd_jax.models.variants import text_variant
+from mcd_jax.models.variants import CLIP_TEXT, TRANSFORMERS, text_variant
 
 IMAGE_TOKEN = -1   # in place of an id: neither padding nor the end of the text
 
@@ -52,7 +52,7 @@ class Text(nn.Module):
     depth: int = 4               # 0 with mean or attention pooling: a bag of words
     mlp_dim: int = 768
     num_heads: int = 3
-    causal: bool = True
+    causal: bool = True          # a token sees only those before it. SigLIP: False
     pool: str = "eot"            # eot | last | first | class | mean | map
     pad_mask: bool = True        # attention doesn't look at padding. SigLIP: False
     act: str = "gelu"
@@ -93,7 +93,7 @@ class Text(nn.Module):
         x, blocks = mixed.run_either(
             x, keys, experts=self.experts, depth=self.depth, num_heads=self.num_heads, mlp_dim=self.mlp_dim, act=self.act,
             eps=self.eps, dtype=self.dtype, scan=self.scan, remat=self.remat, mask=self._mask(seen, prefix),
-            gain=transformer.path_gain(path_noise, self.drop_path, self.depth), init=self.is_initializing())
+            gain=transformer.path_gain(path_noise, self.drop_path, self.depth), owner=self)
         x = nn.LayerNorm(epsilon=self.eps, dtype=self.dtype, name="ln_final")(x)
         out.update(blocks, tokens=x[:, prefix:])
         if self.pool == "map":
@@ -116,6 +116,10 @@ class Text(nn.Module):
         if not self.pad_mask:
             return None
         return jnp.pad(_or_self(seen) if not prefix else seen, ((0, 0), (prefix, 0)), constant_values=True)[:, None, None]
+
+
+TOWER = Text   # its fields are keys of config.model
+VARIANTS = (*TRANSFORMERS, *(f"clip-{size}" for size in CLIP_TEXT))
 
 
 def first_match(tokens, value):

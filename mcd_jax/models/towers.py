@@ -9,12 +9,11 @@ import jax
 from jax.ad_checkpoint import checkpoint_name
 import jax.numpy as jnp
 
-from mcd_jax.load import load
-from mcd_jax.microbatch import KEPT
+from mcd_jax.config.base import LOCKABLE, MODEL
 from mcd_jax.models import moe, shared, transformer
-
-LOG_INVERSE_TEMPERATURE = 2.6592600  # ln(1 / 0.07), CLIP's start
-LOCKABLE = ("image", "text", "image/proj", "text/proj")
+from mcd_jax.plugins import load
+from mcd_jax.sharding.constrain import params_at
+from mcd_jax.sharding.microbatch import KEPT
 
 
 class Towers(NamedTuple):
@@ -99,18 +98,21 @@ def make(model_config, vocab_size, context, eot, image_size, pad=0, group_size=0
         own, noise, keep = _own(params, "image", path_noise)
         x = pixels if takes_rows(image_tower) else normalised(pixels)
         more = {} if keys is None else {"keys": keys}
-        return _embed(own, keep(image_tower.apply({"params": _body(own)}, x, keep_ids, noise, **more)))
+        with params_at("image"):
+            return _embed(own, keep(image_tower.apply({"params": _body(own)}, x, keep_ids, noise, **more)))
 
     def text(params, tokens, path_noise=None, image=None, keys=None):
         own, noise, keep = _own(params, "text", path_noise)
         more = {name: value for name, value in (("image", image), ("keys", keys)) if value is not None}
-        return _embed(own, keep(text_tower.apply({"params": _body(own)}, tokens, path_noise=noise, **more)))
+        with params_at("text"):
+            return _embed(own, keep(text_tower.apply({"params": _body(own)}, tokens, path_noise=noise, **more)))
 
     modules = {"image": image_tower, "text": text_tower}
 
     def routes(params, kind, rows):
         own, _, _ = _own(params, kind, None)
-        return _routes(modules[kind], _body(own), normalised(rows) if kind == "image" else rows)
+        with params_at(kind):
+            return _routes(modules[kind], _body(own), normalised(rows) if kind == "image" else rows)
 
     experts = {kind: module.experts for kind, module in modules.items()
                if getattr(module, "experts", None) and kind not in config["locked"]}
@@ -140,7 +142,8 @@ def _one(config, dtype, image_size, texts, dim, scales, common, normalised, blan
 
     def both(params, pixels=None, tokens=None, keep_ids=None, keys=None):
         x = None if pixels is None else normalised(pixels)
-        found = module.apply({"params": params["shared"]}, x, tokens, keys, keep_ids)
+        with params_at("shared"):
+            found = module.apply({"params": params["shared"]}, x, tokens, keys, keep_ids)
         return {kind: _embed(params.get(kind, {}), out) for kind, out in found.items()}
 
     def image(params, pixels, keep_ids=None, path_noise=None, keys=None):
@@ -150,7 +153,8 @@ def _one(config, dtype, image_size, texts, dim, scales, common, normalised, blan
         return both(params, None, tokens, None, keys)["text"]
 
     def routes(params, kind, rows):
-        return _routes(module, params["shared"], *((normalised(rows),) if kind == "image" else (None, rows)))
+        with params_at("shared"):
+            return _routes(module, params["shared"], *((normalised(rows),) if kind == "image" else (None, rows)))
 
     kinds = ("image", "text") if module.experts else ()
     return Towers(
@@ -177,7 +181,7 @@ def tower(model_config, kind, **given):
     if "name" not in options:
         raise ValueError(f"config.model.{kind}.name is missing: which module of models/ makes the {kind} tower?")
     name, proj = options.pop("name"), options.pop("proj", "linear")
-    module = load("models", name)
+    module = load("model", name)
     if not _makes(module, kind):
         raise ValueError(f"config.model.{kind}.name={name!r} is no {kind} tower; images have efficientnet, resnet, swin and vit, "
                          "texts have bert and text, stored embeddings of both have stored")
@@ -194,7 +198,7 @@ def split(params, names):
 
     Returns:
       Two trees whose leaves are those of `params`, each once; the second has the keys "image" and "text" at most. Put at
-      params["locked"] of the first it is what the functions of `Towers` take; `whole` puts all together again.
+      params["locked"] of the first it is what the functions of `Towers` take; `merge_locked` puts all together again.
     """
     trained, locked = dict(params), {}
     for kind in ("image", "text"):
@@ -205,7 +209,7 @@ def split(params, names):
     return trained, locked
 
 
-def whole(params):
+def merge_locked(params):
     """Parameters with the towers at params["locked"], if there are any, put back in their places: the inverse of `split`."""
     rest, locked = {k: v for k, v in params.items() if k != "locked"}, params.get("locked", {})
     return {**rest, **{kind: {**tower, **rest.get(kind, {})} for kind, tower in locked.items()}}
@@ -254,13 +258,12 @@ def refuse_unknown(where, options, known):
 
 def _checked(model_config):
     """The config as plain dicts with defaults filled in; unknown and missing keys are refused."""
-    config = {"logit_scale": LOG_INVERSE_TEMPERATURE, "logit_bias": None, "dtype": "float32", "mean": 0.5, "std": 0.5, "locked": (),
-              **plain(model_config)}
+    config = {**{key: own.default for key, own in MODEL.items() if key not in ("embed_dim", "inputs")}, **plain(model_config)}
     towers = ("shared",) if "shared" in config else ("image", "text")
     if "shared" in config and ("image" in config or "text" in config or config["locked"]):
         raise ValueError("config.model.shared is both towers in one: beside it there is no config.model.image or .text, and none "
                          "of it can be locked")
-    refuse_unknown("model", config, (*towers, "shared", "embed_dim", "logit_scale", "logit_bias", "dtype", "mean", "std", "locked"))
+    refuse_unknown("model", config, (*towers, "shared", *(key for key in MODEL if key != "inputs")))
     for key in (*towers, "embed_dim"):
         if key not in config:
             raise ValueError(f"config.model.{key} is missing")

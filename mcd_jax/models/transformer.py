@@ -12,7 +12,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from mcd_jax.models.constrain import gather_params, shard_batch
+from mcd_jax.sharding.constrain import gather_params, shard_batch
 
 ACTIVATIONS = {
     "gelu": functools.partial(jax.nn.gelu, approximate=False),
@@ -101,33 +101,45 @@ class Block(nn.Module):
         return h, h
 
 
-def run_blocks(x, *, depth, num_heads, mlp_dim, act, eps, dtype, scan, remat, mask=None, gain=None, init=False, layer=Block,
-               inputs=()):
+def layer_of(layer, owner, name, dtype, remat, depth=0):
+    """The module `layer` as one of `owner`'s, called `name`: rematerialised as `remat` says, and inside of that gathered.
+
+    Its parameters come together when it is called, see `constrain.gather_params`; while they are made there are none yet.
+
+    Args:
+      depth: how many a scan makes of it, or 0: it is no scan's.
+    """
+    if not owner.is_initializing():
+        path = "/".join((*owner.path, name))
+        layer = nn.map_variables(layer, "params", functools.partial(gather_params, path=path, dtype=dtype, depth=depth))
+    return layer if remat == "none" else nn.remat(layer, policy=REMAT[remat], prevent_cse=not depth)
+
+
+def run_blocks(x, *, owner, depth, num_heads, mlp_dim, act, eps, dtype, scan, remat, mask=None, gain=None, layer=Block, inputs=()):
     """Applies `depth` blocks inside the calling module's scope.
 
     Args:
+      owner: the calling module.
       x: (B, N, W) activations.
       mask: None or bool (B or 1, 1, N or 1, N), True where attention may look.
       gain: None or float32 (depth, B), see `path_gain`.
-      init: whether the parameters are being made, and there are none yet to bring together.
       layer: the module of one block, with the fields of `Block`, called as layer(x, gain, mask, *inputs) -> (x', x').
       inputs: what all blocks get beside x, such as the tokens that they cross-attend to and their mask.
 
     Returns:
       The last activations and a dict "block_i" -> activations after block i.
     """
-    block = layer if init else nn.map_variables(layer, "params", functools.partial(gather_params, dtype=dtype))
-    if remat != "none":
-        block = nn.remat(block, policy=REMAT[remat], prevent_cse=not scan)
+    block = functools.partial(layer_of, layer, owner, dtype=dtype, remat=remat)
     options = {"num_heads": num_heads, "mlp_dim": mlp_dim, "depth": depth, "act": act, "eps": eps, "dtype": dtype}
     if scan:
-        layers = nn.scan(block, variable_axes={"params": 0}, split_rngs={"params": True}, length=depth,
+        layers = nn.scan(block("blocks", depth=depth), variable_axes={"params": 0}, split_rngs={"params": True}, length=depth,
                          in_axes=(0, nn.broadcast, *(nn.broadcast for _ in inputs)))
         x, after = layers(**options, name="blocks")(x, gain, mask, *inputs)
         return x, {f"block_{i}": after[i] for i in range(depth)}
     outputs = {}
     for i in range(depth):
-        x, outputs[f"block_{i}"] = block(**options, name=f"block_{i}")(x, None if gain is None else gain[i], mask, *inputs)
+        name = f"block_{i}"
+        x, outputs[name] = block(name)(**options, name=name)(x, None if gain is None else gain[i], mask, *inputs)
     return x, outputs
 
 
@@ -144,6 +156,21 @@ def path_gain(path_noise, rate, depth):
         raise ValueError(f"path_noise has shape {path_noise.shape}; drop path over {depth} blocks needs (batch, {depth})")
     rates = rate * jnp.arange(depth) / max(depth - 1, 1)
     return jnp.where(path_noise >= rates[None], 1 / (1 - rates)[None], 0.0).T
+
+
+MEANINGS = {   # of the options that many towers have, where they have no other
+    "width": "numbers in a token", "depth": "blocks", "mlp_dim": "width inside the MLPs; 4 * width where only the width is given",
+    "num_heads": "of attention, which divide the width", "patch_size": "pixels of a patch's side",
+    "act": f"activation: {' | '.join(ACTIVATIONS)}", "eps": "of the normalisation",
+    "drop_path": "share of examples for which the last block is left out in training; less of the blocks before it",
+    "scan": "compile one block, not each: faster to compile, the parameters are stacked",
+    "remat": f"what is computed again in the backward pass: {' | '.join(REMAT)}", "widths": "channels of each stage",
+    "depths": "blocks of each stage", "heads": "of attention, in each stage", "window": "tokens of a window's side",
+    "mlp_ratio": "width inside the MLPs as a multiple of the width", "features": "numbers that come out, before the projection",
+    "mask_patch": "pixels of the side of the patches that masking keeps or leaves out", "stem_width": "channels of the stem",
+    "experts": "some blocks have a mixture of experts in place of their MLP: its options; None: no block has",
+    "stem_patch": "pixels of the side, and stride, of the patch stem",
+}
 
 
 def build(what, module, options, **given):

@@ -6,7 +6,7 @@ import jax.numpy as jnp
 
 from mcd_jax.models import mixed, moe, transformer
 from mcd_jax.models.heads import AttentionPool
-from mcd_jax.models.variants import decode_variant
+from mcd_jax.models.variants import TRANSFORMERS, decode_variant
 
 
 def make(options, *, image_size, dtype):
@@ -25,9 +25,11 @@ def make(options, *, image_size, dtype):
     transformer.choose("model.image", "position", vit.position, ("learned", "sincos2d"))
     if vit.spare_token and vit.pool == "class":
         raise ValueError("config.model.image: spare_token=True is a class token that isn't read; with pool='class' it is")
-    if image_size % vit.patch_size:
+    if image_size < vit.patch_size or (image_size % vit.patch_size and not vit.cut_rest):
         raise ValueError(f"config.model.image: images of {image_size} px can't be cut into patches of "
-                         f"patch_size={vit.patch_size} px")
+                         f"patch_size={vit.patch_size} px" + (
+                             "" if image_size < vit.patch_size else
+                             f"; cut_rest=True leaves out the last {image_size % vit.patch_size} px"))
     if vit.position == "sincos2d" and (vit.width % 4 or vit.width < 8):
         raise ValueError(f"config.model.image: position='sincos2d' needs a width divisible by 4 and at least 8, not {vit.width}")
     return vit
@@ -52,6 +54,7 @@ class ViT(nn.Module):
     norm_pooled: bool = False    # the last norm comes after pooling. CLIPA: True
     position: str = "learned"    # learned | sincos2d
     patch_bias: bool = True      # CLIP: False
+    cut_rest: bool = False       # pixels right and below that fill no patch are left out (VALID). SigLIP So400m/14 at 384 px: True
     ln_pre: bool = False         # CLIP: True
     act: str = "gelu"
     eps: float = 1e-5
@@ -104,7 +107,7 @@ class ViT(nn.Module):
         x, blocks = mixed.run_either(
             x, keys, experts=self.experts, depth=self.depth, num_heads=self.num_heads, mlp_dim=self.mlp_dim, act=self.act,
             eps=self.eps, dtype=self.dtype, scan=self.scan, remat=self.remat,
-            gain=transformer.path_gain(path_noise, self.drop_path, self.depth), init=self.is_initializing())
+            gain=transformer.path_gain(path_noise, self.drop_path, self.depth), owner=self)
         norm = nn.LayerNorm(epsilon=self.eps, dtype=self.dtype, name="ln_post")
         if not self.norm_pooled:
             x = norm(x)
@@ -119,9 +122,18 @@ class ViT(nn.Module):
         return out
 
 
+TOWER = ViT   # its fields are keys of config.model
+VARIANTS = tuple(TRANSFORMERS)   # with a patch size behind a slash, as in "B/16"
+
+
 def cut(pixels, patch):
-    """(B, H, W, C) -> (B, H/patch * W/patch, patch * patch * C): rows of patches, each row-major with channels last."""
+    """(B, H, W, C) -> (B, H//patch * W//patch, patch * patch * C): rows of patches, each row-major with channels last.
+
+    Pixels that fill no patch are left out, as by a VALID convolution.
+    """
     batch, height, width, channels = pixels.shape
+    height, width = height - height % patch, width - width % patch
+    pixels = pixels[:, :height, :width]
     x = pixels.reshape(batch, height // patch, patch, width // patch, patch, channels)
     return x.transpose(0, 1, 3, 2, 4, 5).reshape(batch, -1, patch * patch * channels)
 

@@ -4,91 +4,92 @@
     --config.objective.gcl.weights.gcl=0.2
 
 Each method keeps its own section of `config.objective`, under the last part of its name, and is built from it as if it stood alone.
-The towers encode every view once for all of them (`pair.encode`). What a method owns carries its name: terms and metrics are
+The towers encode every view once for all of them (`two_tower.encode`). What a method owns carries its name: terms and metrics are
 "gcl/i2t", `memory["mcd"]["teacher"]` is read by an evaluation as "memory/mcd/teacher". Parameters stay flat, because the towers are
 shared: the first method's `init` makes them, and each other one adds its own entries; two methods with an entry of the same name
 are refused, and so are two heads, but for "embed", which gives what any of them gives. The first method draws the random numbers
 that it draws alone.
 """
-import jax
 from ml_collections import ConfigDict
 
 from mcd_jax import config as config_lib
-from mcd_jax import load
-from mcd_jax.objectives import Objective, pair
+from mcd_jax import plugins
+from mcd_jax.objectives import two_tower
+from mcd_jax.objectives.objective import Objective, apart
 
 
-def objective(config):
+def objective(config: ConfigDict) -> Objective:
     """The `Objective` that config.objective.name names: one method's own, or several composed.
 
     Args:
-      config: resolved ConfigDict; "name" is a module of `objectives/` or a dotted path, or a tuple of them.
+      config: resolved ConfigDict; "name" is a method of `methods/` or a dotted path, or a tuple of them.
 
     Raises:
       ValueError: no such method, one that can't be composed, or methods that collide.
     """
     sections = config_lib.methods(config.objective)
     if tuple(sections) == ("",):
-        return load.load("objectives", config.objective.name).make(config)
+        return plugins.load("objective", config.objective.name).make(config)
     built = {}
     for name, section in sections.items():
-        own = ConfigDict({**config.to_dict(), "objective": section.to_dict()})
-        built[name] = load.load("objectives", section.name).make(own)
+        alone = ConfigDict({**config.to_dict(), "objective": section.to_dict()})
+        built[name] = plugins.load("objective", section.name).make(alone)
         if built[name].parts is None:
             raise ValueError(f"config.objective.name: {section.name!r} can't be composed, because its Objective has no parts: "
-                             "make it by pair.objective")
+                             "make it by two_tower.objective")
     return _composed(config, built)
 
 
 def _composed(config, built):
-    towers, parts = pair.towers_of(config), {name: one.parts for name, one in built.items()}
+    towers, parts = two_tower.towers_of(config), {name: one.parts for name, one in built.items()}
 
     def key_of(number, key):
-        return jax.random.fold_in(key, number) if number else key
+        return apart(key, number) if number else key
 
     def init(key, batch):
         params, owner = {}, {}
         for number, (name, one) in enumerate(built.items()):
-            found = one.init(key_of(number, key), batch)
-            for entry in found.keys() - set(pair.TOWERS):
+            entries = one.init(key_of(number, key), batch)
+            for entry in entries.keys() - set(two_tower.TOWERS):
                 if entry in owner:
                     raise ValueError(f"config.objective.name: {owner[entry]!r} and {name!r} both make params/{entry}, and composed "
                                      "methods share nothing but the towers: train them apart, or set the weights that need it to 0")
                 owner[entry] = name
-            params = {**found, **params}
+            params = {**entries, **params}
         return params
 
-    def start(key, params, batch):
-        found = {name: one.start(key_of(number, key), params, batch) for number, (name, one) in enumerate(built.items())}
-        return {name: memory for name, memory in found.items() if memory}
+    def init_memory(key, params, batch):
+        fresh = {name: one.init_memory(key_of(number, key), params, batch) for number, (name, one) in enumerate(built.items())}
+        return {name: memory for name, memory in fresh.items() if memory}
 
     def forward(params, memory, batch, key, step):
-        key, last = pair.keys(key)
+        key, last = two_tower.keys(key)
         memories = {name: memory.get(name, {}) for name in built}
-        batch = pair.drawn(parts, batch, key)
-        rows = pair.encode(config, towers, parts, params, memories, batch, key)
-        out = {name: part.finish(rows[name], params, memories[name], batch, key_of(number, last), step)
+        batch = two_tower.drawn(parts, batch, key)
+        rows = two_tower.encode(config, towers, parts, params, memories, batch, key)
+        out = {name: part.on_batch(rows[name], params, memories[name], batch, key_of(number, last), step)
                for number, (name, part) in enumerate(parts.items())}
-        return {**out, "keep": {name: out[name].get("keep") for name in out}}
+        return {**out, "for_memory": {name: out[name].get("for_memory") for name in out}}
 
-    def remember(memory, params, keep, step):
-        return {name: built[name].remember(own, params, keep[name], step) for name, own in memory.items()}
+    def update_memory(memory, params, for_memory, step):
+        return {name: built[name].update_memory(of_method, params, for_memory[name], step) for name, of_method in memory.items()}
 
     def more(params, encoded):
-        found = {}
+        embeddings = {}
         for part in parts.values():
-            found |= part.embed(params, encoded)
-        return found
+            embeddings |= part.embed(params, encoded)
+        return embeddings
 
     return Objective(
         needs=tuple(dict.fromkeys(key for one in built.values() for key in one.needs)),
         init=init,
-        start=start,
+        init_memory=init_memory,
         forward=forward,
         terms=_named(built, "terms"),
         metrics=_named(built, "metrics"),
-        heads={**_heads(built), "embed": pair.embed_head(towers, more), "dense": pair.dense_head(towers)},
-        remember=remember,
+        heads={**_heads(built), **two_tower.common_heads(towers, more)},
+        update_memory=update_memory,
+        behind=tuple(dict.fromkeys(modality for one in built.values() for modality in one.behind)),
     )
 
 
@@ -102,7 +103,7 @@ def _heads(built):
     heads, owner = {}, {}
     for method, one in built.items():
         for name, head in one.heads.items():
-            if name not in pair.HEADS and name in heads:
+            if name not in two_tower.HEADS and name in heads:
                 raise ValueError(f"config.objective.name: {owner[name]!r} and {method!r} both have a head {name!r}")
             heads[name], owner[name] = _on_own_memory(method, head), method
     return heads

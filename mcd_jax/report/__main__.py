@@ -1,4 +1,4 @@
-"""`python -m mcd_jax.report`."""
+"""`mcd-jax report`."""
 from mcd_jax.report import main
 
 main()

@@ -2,14 +2,18 @@
 import base64
 import io
 
-import jax
 import numpy as np
 from PIL import Image
 
-from mcd_jax import embed as embed_lib
-from mcd_jax import evaluate
+from mcd_jax import trained
 from mcd_jax.data import pipeline
-from mcd_jax.evals import misalignment, retrieval, rows
+from mcd_jax.evals import classes as classes_lib
+from mcd_jax.evals import embedder as embedder_lib
+from mcd_jax.evals import misalignment, retrieval, rows, zeroshot
+
+
+class NoImages(Exception):
+    """The source of an evaluation isn't there; the message says which."""
 
 
 def gather(workdir, instance="", queries=8, top=10, images=2, seed=0):
@@ -21,32 +25,34 @@ def gather(workdir, instance="", queries=8, top=10, images=2, seed=0):
 
     Returns:
       {"step", "instance", "queries": [{"text", "rank", "candidates", "hits": [{"image", "score", "right", "text"}]}],
+       "classes_of": zero-shot instance, "classified": [{"image", "name", "guesses": [{"name", "score", "right"}]}],
        "augmented": [{"text", "image", "rows": [{"kind", "views": [{"level", "image", "r", "y"}]}]}]}; images are data URIs.
 
     Raises:
       FileNotFoundError: the run has no checkpoint yet. ValueError: it has no such evaluation, or doesn't fit this program.
+      NoImages: the images of an evaluation aren't on this machine.
     """
-    job, state = evaluate.open_run(workdir)
-    try:
-        with jax.set_mesh(job.mesh):
-            evals = job.config.evals.to_dict()
-            chosen = _choose(evals.get("retrieval") or {}, instance or "heldout_vendor", bool(instance))
-            found = {"step": int(state.step), "instance": chosen, "queries": [], "augmented": []}
-            rng = np.random.default_rng(seed)
-            if chosen:
-                settings = evaluate.with_views(evals["retrieval"][chosen], evaluate.default_views(job.config))
-                found["queries"] = texts(_embed(job, settings, state), settings, chosen, queries, top, rng)
-            chosen = _choose(evals.get("misalignment") or {}, "heldout_vendor")
-            if chosen:
-                settings = evaluate.with_views(evals["misalignment"][chosen], evaluate.default_views(job.config))
-                found["augmented"] = augmented(_embed(job, settings, state), settings, chosen, images, rng)
-            return found
-    finally:
-        job.pipeline.close()
+    with trained.opened(workdir) as (run, state, evals):
+        chosen = _choose(evals.get("retrieval") or {}, instance or "heldout_vendor", bool(instance))
+        found = {"step": int(state.step), "instance": chosen, "queries": [], "augmented": []}
+        rng = np.random.default_rng(seed)
+        if chosen:
+            settings = evals["retrieval"][chosen]
+            found["queries"] = texts(_embed(run, settings, state), settings, chosen, queries, top, rng)
+        chosen = _choose(evals.get("zeroshot") or {}, "")
+        if chosen and not found["queries"]:
+            settings = evals["zeroshot"][chosen]
+            found["classified"] = classified(_embed(run, settings, state), settings, chosen, 2 * queries)
+            found["classes_of"] = chosen
+        chosen = _choose(evals.get("misalignment") or {}, "heldout_vendor")
+        if chosen:
+            settings = evals["misalignment"][chosen]
+            found["augmented"] = augmented(_embed(run, settings, state), settings, chosen, images, rng)
+        return found
 
 
 def _choose(instances, name, must=False):
-    trained = [key for key in instances if instances[key].get("read") != "init"]
+    trained = [key for key in instances if instances[key].get("weights_from") != "init"]
     if name in trained:
         return name
     if must:
@@ -54,15 +60,21 @@ def _choose(instances, name, must=False):
     return trained[0] if trained else ""
 
 
-def _embed(job, settings, state):
-    size = evaluate.batch_rows(settings.get("batch_size", 256), job.mesh)
-    embed = embed_lib.make_embed(job.objective, settings.get("read") or "params", size, evaluate.placement(job.mesh))
+def _source(settings, names, instance):
+    try:
+        return rows.open_source(settings["source"], names, instance)
+    except (ValueError, OSError) as error:
+        raise NoImages(str(error)) from error
+
+
+def _embed(run, settings, state):
+    embed = embedder_lib.on_mesh(run, settings.get("weights_from") or "params", settings.get("batch_size", 256))
     return lambda _, batch: embed(state, batch)
 
 
 def texts(embed, settings, name, queries, top, rng):
     """The text gallery: `queries` random texts that ask in retrieval instance `name`, with their `top` images."""
-    source = rows.open_source(settings["source"], (), f"retrieval.{name}")
+    source = _source(settings, (), f"retrieval.{name}")
     match, where = settings.get("match"), dict(settings.get("queries") or {})
     table = rows.columns(source, {*where, *([match] if match else [])})
     ids = table[match] if match else np.arange(len(source))
@@ -87,10 +99,31 @@ def texts(embed, settings, name, queries, top, rng):
     return result
 
 
+def classified(embed, settings, name, images, nearest=3):
+    """The gallery of zero-shot instance `name`: at most `images`, evenly spaced, with the `nearest` classes of each.
+
+    Empty where a source gives the names of the classes: they belong to texts of their own.
+    """
+    if hasattr(settings.get("names", ""), "keys"):
+        return []
+    given = settings.get("source") or classes_lib.source(settings["set"])
+    source = _source({"source": given}, (), f"zeroshot.{name}")
+    collect, _ = zeroshot.parts({**settings, "n": images}, name)
+    image, classes, rest = collect(embed, None)
+    names = list(settings.get("names") or classes_lib.read(settings["set"]).prompted)
+    names = [own if isinstance(own, str) else own[0] for own in names]
+    labels, places = rest[settings.get("label", "text")], rest[""]["rows"]
+    pictures = pixels(source, rows.pick(settings["views"], ["image"], f"zeroshot.{name}"), places)
+    return [{"image": uri(picture["image"]), "name": names[label],
+             "guesses": [{"name": names[c], "score": float(scores[c]), "right": bool(c == label)}
+                         for c in np.argsort(-scores, kind="stable")[:nearest]]}
+            for picture, label, scores in zip(pictures, labels.tolist(), image @ classes.T)]
+
+
 def augmented(embed, settings, name, images, rng):
     """The augmentation gallery: random images of misalignment instance `name` under every kind and level."""
     where, levels = dict(settings.get("where") or {}), list(settings["levels"])
-    source = rows.open_source(settings["source"], where, f"misalignment.{name}")
+    source = _source(settings, where, f"misalignment.{name}")
     views, count = misalignment.views(settings, f"misalignment.{name}")
     pool = rows.sample(source, where, settings.get("n", 256), f"misalignment.{name}")
     chosen = np.sort(rng.choice(pool, min(images, len(pool)), replace=False))
@@ -114,8 +147,9 @@ def pixels(source, views, indices):
 
 
 def caption(row):
-    """The first text of a row, as str."""
-    text = row["text"] if isinstance(row["text"], (str, bytes)) else row["text"][0]
+    """The first text of a row, as str; "" where it has none."""
+    texts = row["text"] if isinstance(row["text"], (list, tuple)) else [row["text"]]
+    text = next((text for text in texts if isinstance(text, (str, bytes))), "")
     return text.decode(errors="replace") if isinstance(text, bytes) else text
 
 

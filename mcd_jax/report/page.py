@@ -1,14 +1,16 @@
 """The report as one HTML document: a pure function of what `report.read` and `gallery.gather` return."""
 import json
 
-from mcd_jax.evaluate import number
-from mcd_jax.load import load
-from mcd_jax.markup import document, duration, el, figure, flat, grid, join, note, table, tree, words
+from mcd_jax import plugins
+from mcd_jax.html import document, duration, el, figure, flat, grid, join, note, table, tree, words
 from mcd_jax.report import plots
-from mcd_jax.report.tables import augmentation_gallery, evaluations, text_gallery
+from mcd_jax.report.tables import augmentation_gallery, classified_gallery, evaluations, text_gallery
+from mcd_jax.run import history
+from mcd_jax.run.results import number
 
 _SPEED = ("examples_per_sec", "input_stall", "mfu", "device_memory", "host_memory", "memory_bytes")
-_PARTS = ("start", "train", "stall", "eval", "checkpoint")
+_PICTURES = {"queries": "queries", "classified": "classified", "augmentation": "augmented"}   # section -> key of the gallery
+_PARTS = {"start": "start", "train": "steps", "stall": "waiting for input", "eval": "evaluation", "checkpoint": "checkpoints"}
 _OPTIMIZER = ("grad_norm", "update_norm", "param_norm", "lr", "weight", "skipped_updates", "skipped_in_row", "bad_examples")
 _CURVES = ("R@1", "R@5", "R@10", "top1", "top5", "spearman_per_image", "ordered", "distance")
 
@@ -16,11 +18,18 @@ _CURVES = ("R@1", "R@5", "R@10", "top1", "top5", "spearman_per_image", "ordered"
 def page(run, gallery, other=None):
     """The whole document: `run` and `other` (to compare with, or None) of `report.read`, `gallery` of `gallery.gather`."""
     sections = {"curves": ("Learning curves", curves(run, other)), "speed": ("Speed", speed(run, other)),
-                "evaluations": ("Evaluations", evaluations(run, other)), "queries": ("Text queries", text_gallery(gallery)),
-                "augmentation": ("Growing augmentation", augmentation_gallery(gallery)),
-                **analyses(run), "config": ("Config and versions", config(run, other))}
+                "evaluations": ("Evaluations", evaluations(run, other)), **galleries(gallery),
+                **analyses(run), **sessions(run), "config": ("Config and versions", config(run, other))}
     against = el("p", "compared with ", el("b", other["name"], cls="two"), cls="against") if other else None
     return document(run["name"], [against, summary(run, gallery, other)], sections)
+
+
+def galleries(gallery):
+    """The sections with pictures, of those evaluations that the run has."""
+    sections = {"queries": ("Text queries", text_gallery), "classified": ("Images and their classes", classified_gallery),
+                "augmentation": ("Growing augmentation", augmentation_gallery)}
+    shown = {key: (title, make(gallery)) for key, (title, make) in sections.items() if gallery.get(_PICTURES[key])}
+    return shown if shown or not gallery.get("error") else {"queries": ("Pictures", note(gallery["error"]))}
 
 
 def summary(run, gallery, other):
@@ -43,15 +52,48 @@ def summary(run, gallery, other):
                       if group.endswith(f"/{side}") and k in own]
             compared = other["evals"].get(f"retrieval/{instance}/{side}/{k}") if other else None
             cards.append(_card(f"{words(side)} {k}", number(k, value), notes, None if compared is None else number(k, compared)))
+    cards = cards or classification_cards(run, other)
     for title, key, form in (("loss", "loss", plots.short), ("examples per second", "examples_per_sec", plots.short),
-                             ("input stall", "input_stall", lambda v: f"{100 * v:.1f}%"), ("training", "seconds/train", duration)):
+                             ("input stall", "input_stall", lambda v: f"{100 * v:.1f}%")):
         if last.get(key) is not None:
             compared = other["last"].get(key) if other else None
-            cards.append(_card(title, form(last[key]), [], None if compared is None else form(compared)))
+            cards.append(_card(title, form(last[key]), _of(run, key), None if compared is None else form(compared)))
+    if last.get("seconds/train") is not None:
+        notes = [f"{duration(last['seconds/stall'])} of it waiting for input"] if last.get("seconds/stall") else []
+        cards.append(_card("training", duration(training(last)), notes,
+                           duration(training(other["last"])) if other and "seconds/train" in other["last"] else None))
     step = last.get("step") or evals.get("step") or 0
     what = (f", seed {settings.get('seed', '?')}: {step:,} steps of {settings.get('batch_size', '?')} "
             f"(asked for: {settings.get('steps', '?')})")
+    if run["sessions"]:
+        what += f", {history.examples_seen(run['sessions'], step, settings.get('batch_size', 0)):,} examples seen"
     return [el("p", el("b", method), " on ", el("b", source), what, cls="lead"), el("div", cards, cls="cards")]
+
+
+def classification_cards(run, other):
+    """Cards of zero-shot classification and of linear probes, for a run without retrieval."""
+    found = []
+    for module in ("zeroshot", "probe"):
+        for instance, groups in tree(run["evals"]).get(module, {}).items():
+            own = groups.get("", {})
+            if own.get("top1") is not None:
+                compared = other["evals"].get(f"{module}/{instance}/top1") if other else None
+                notes = [f"chance {number('chance', own['chance_top1'])}"] if own.get("chance_top1") is not None else []
+                found.append(_card(f"{words(module)} {words(instance)} top1", number("top1", own["top1"]), notes,
+                                   None if compared is None else number("top1", compared)))
+    return found[:4]
+
+
+def training(last):
+    """Seconds of training in the newest values of a run: over its restarts, waiting for input included, as `train` prints them."""
+    return last["seconds/train"] + last.get("seconds/stall", 0.0)
+
+
+def _of(run, key):
+    """Notes for the newest value of `key`: its step, where that isn't the run's newest."""
+    steps, values = run["series"][key]
+    step = next(step for step, value in zip(reversed(steps), reversed(values)) if value is not None)
+    return [f"at step {step:,}"] if step != run["last"]["step"] else []
 
 
 def _card(title, value, notes, compared):
@@ -100,16 +142,33 @@ def speed(run, other):
         if total:
             rows += [el("p", el("b", who["name"]), f": where {duration(total)} went", cls="where"),
                      el("div", [el("i", cls=k, style=f"width:{100 * v / total:.2f}%") for k, v in seconds.items()], cls="time"),
-                     el("div", [el("span", el("i", cls=k), f"{k} {duration(v)} ({100 * v / total:.0f}%)")
+                     el("div", [el("span", el("i", cls=k), f"{_PARTS[k]} {duration(v)} ({100 * v / total:.0f}%)")
                                 for k, v in seconds.items()], cls="names")]
     panels = [panel(key, run, other) for key in _SPEED if key in run["series"]]
     return [grid(panels), rows] if panels or rows else note("No speed has been logged yet.")
 
 
 def analyses(run):
-    """A section for each analysis in the run's folder: what `python -m mcd_jax.analyze` found there."""
-    modules = {name: load("report", name) for name in run["analyses"]}
+    """A section for each analysis in the run's folder: what `mcd-jax analyze` found there."""
+    modules = {name: plugins.load("section", name) for name in run["analyses"]}
     return {name: (module.TITLE, module.section(run["analyses"][name])) for name, module in modules.items()}
+
+
+def sessions(run):
+    """A section of the starts of the run: at which step, what it had seen, where and with what it ran, and what was changed."""
+    if not run["sessions"]:
+        return {}
+    rows = []
+    for entry in run["sessions"]:
+        changed = [f"{key}: {json.dumps(was)} to {json.dumps(now)}" for key, (was, now) in (entry.get("changes") or {}).items()]
+        where = (f"{entry.get('host', '?')}, {entry.get('processes', '?')} processes, "
+                 f"{entry.get('devices', '?')} {entry.get('platform', '')}")
+        ran = " ".join(f"{name} {(entry.get('software') or {}).get(name, '?')}" for name in ("mcd_jax", "jax", "flax"))
+        rows.append([el("td", text) for text in (f"{entry['step']:,}", f"{entry['seen']:,}", str(entry["batch_size"]),
+                     entry.get("began", "before there was a history"), where, f"{ran} {entry.get('commit', '')[:10]}",
+                     "; ".join(changed))])
+    head = [el("th", name) for name in ("from step", "examples seen", "batch size", "began", "on", "software", "changed")]
+    return {"sessions": ("Sessions", table(head, rows, cls="text"))}
 
 
 def config(run, other):

@@ -1,7 +1,7 @@
 """Evaluation tables and galleries of the report: pure functions of figures and pictures."""
-from mcd_jax.evaluate import COUNTS, number
-from mcd_jax.markup import el, figure, grid, note, table, tree, words
+from mcd_jax.html import el, figure, grid, note, table, tree, words
 from mcd_jax.report import plots
+from mcd_jax.run.results import COUNTS, number
 
 _FIRST = ("R@1", "R@5", "R@10", "top1", "top5", "mean_per_class", "MRR", "distance")
 _MISALIGNMENT = {"ordered": "Pairs of views of one image in the right order (chance 50%)",
@@ -116,7 +116,7 @@ def _misalignment(run, instances, other, beside):
     contenders = []   # (title, class, group -> figures)
     for name, groups in instances.items():
         contenders.append((words(name), None, groups, ""))
-        if (settings.get(name) or {}).get("read") != "init":
+        if (settings.get(name) or {}).get("weights_from") != "init":
             contenders.append((f"{words(name)}: pixel distance", "pale", groups, "pixel"))
     contenders += [(f"{words(name)} ({other['name']})", "two", groups, "") for name, groups in beside.items()]
     tables = []
@@ -146,8 +146,6 @@ def _misalignment(run, instances, other, beside):
 
 def text_gallery(gallery):
     """Texts with the images found for them."""
-    if not gallery.get("queries"):
-        return note(gallery.get("error") or "The config has no retrieval evaluation.")
     text = [note(f"Texts drawn at random from {words(gallery['instance'])} and their nearest images among "
                  f"{gallery['queries'][0]['candidates']:,}, at step {gallery['step']:,}. A match is framed in green; the number is "
                  "the cosine.")]
@@ -167,10 +165,21 @@ def _hits(hits):
                cls="hit" if hit["right"] else None, title=hit["text"]) for hit in hits]
 
 
+def classified_gallery(gallery):
+    """Images with the classes that they are taken for."""
+    text = (f"Images drawn at random from {words(gallery['classes_of'])} and the classes whose prompts are nearest, at step "
+            f"{gallery['step']:,}; the number is the cosine. What is right is framed in green.")
+    figures = []
+    for item in gallery["classified"]:
+        guesses = [el("small", f"{guess['name']} {guess['score']:.2f}", cls="good" if guess["right"] else None)
+                   for guess in item["guesses"]]
+        figures.append(el("figure", el("img", alt=item["name"], src=item["image"]), el("figcaption", el("b", item["name"])),
+                          [el("figcaption", guess) for guess in guesses], cls="hit" if item["guesses"][0]["right"] else None))
+    return [note(text), el("div", figures, cls="strip")]
+
+
 def augmentation_gallery(gallery):
     """Images under augmentation, with what is predicted of each view."""
-    if not gallery.get("augmented"):
-        return note(gallery.get("error") or "The config has no misalignment evaluation.")
     items = []
     for item in gallery["augmented"]:
         top = max([abs(view["r"]) for row in item["rows"] for view in row["views"]] + [1e-9])

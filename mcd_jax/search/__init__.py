@@ -1,1 +1,1 @@
-"""Search in a folder of images by text or image, from the command line and from a local page: `python -m mcd_jax.search`."""
+"""Search in a folder of images by text or image, from the command line and from a local page: `mcd-jax search`."""

@@ -7,12 +7,14 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
-from mcd_jax import embed as embed_lib
-from mcd_jax import evaluate, fingerprint
-from mcd_jax.data import image as image_lib
-from mcd_jax.evals import entries, hamming, rows
+from mcd_jax import plugins, trained
+from mcd_jax.data import decode as decode_lib
+from mcd_jax.data import reader
+from mcd_jax.evals import building, entries, hamming, rows
+from mcd_jax.evals import embedder as embedder_lib
 from mcd_jax.evals import search as search_lib
-from mcd_jax.search import concepts as concepts_lib
+from mcd_jax.run import fingerprint
+from mcd_jax.run import workdir as workdir_lib
 from mcd_jax.search import index as index_lib
 
 LETTERS = 1000            # of a question; far more than any context holds
@@ -49,6 +51,14 @@ class One:
         return {"image": self._data, "text": "", "key": "question"}
 
 
+def _index_of(workdir, root):
+    """Where the index of a folder lies: beside the run, or in the user's cache where the run lies in a bucket."""
+    name = f"{hashlib.sha256(root.encode()).hexdigest()[:16]}.npz"
+    if not workdir_lib.is_remote(workdir):
+        return pathlib.Path(workdir) / "search" / name
+    return pathlib.Path.home() / ".cache/mcd_jax/search" / hashlib.sha256(str(workdir).encode()).hexdigest()[:16] / name
+
+
 class Engine:
     """Answers to texts, images and both. Threads may share it.
 
@@ -59,11 +69,11 @@ class Engine:
       folder: `folder.Folder`. index: `index.Index`. embedded: number of files embedded when this was made.
     """
 
-    def __init__(self, workdir, folder, step=None, read="params", path=None, batch_size=64, bits=False, shortlist=200):
+    def __init__(self, workdir, folder, step=None, weights_from="params", path=None, batch_size=64, bits=False, shortlist=200):
         """
         Args:
           workdir: folder of a run with a checkpoint. step: which one, the newest when None.
-          folder: `folder.Folder`. read: whose parameters, see `embed.parameters`.
+          folder: `folder.Folder`. weights_from: whose parameters, see `embedder.parameters`.
           path: file of the index; None: one for each folder below <workdir>/search.
           batch_size: images that are embedded at a time. bits, shortlist: see above.
 
@@ -72,28 +82,29 @@ class Engine:
             whose towers read stored embeddings; bits of a run without hash codes.
         """
         self.folder = folder
-        self._job, self._state = evaluate.open_run(workdir, step)
-        self._job.pipeline.close()
-        model = self._job.config.model
+        self._run, self._state = trained.open_run(workdir, step)
+        model = self._run.config.model
         if any(model.get(kind, {}).get("name") == "stored" for kind in ("image", "text")):
             raise ValueError(f"{workdir}: this run reads stored embeddings, so it can't look at files: train it over its towers")
-        pipes = evaluate.default_views(self._job.config)
+        pipes = building.default_views(self._run.config)
         for name in ("image", "text"):
             if name not in pipes:
                 raise ValueError(f"{workdir}: its config has no view from which to tell how it takes a question's {name}")
         self._views = {name: rows.pick(pipes, [name], "search") for name in ("image", "text")}
-        heads = self._job.objective.heads
-        self._heads = ("embed", "concepts") if "concepts" in heads else ("embed",)
-        self.concepts = concepts_lib.Concepts(pathlib.Path(workdir) / "analysis/concepts.json") if "concepts" in heads else None
-        place = evaluate.placement(self._job.mesh)
-        self._embed = {size: embed_lib.make_embed(self._job.objective, read, evaluate.batch_rows(size, self._job.mesh), place,
-                                                  heads=self._heads) for size in (1, batch_size)}
+        heads = self._run.objective.heads
+        explanation = plugins.find("explanation", "concepts") if "concepts" in heads else None
+        self.concepts = None
+        if explanation:
+            with workdir_lib.opened(workdir, write=False) as small:
+                self.concepts = explanation.make(small.folder)
+        self._heads = ("embed", "concepts") if self.concepts else ("embed",)
+        self._embed = {size: embedder_lib.on_mesh(self._run, weights_from, size, self._heads) for size in (1, batch_size)}
         self._size, self._lock, self._bits, self._shortlist = batch_size, threading.Lock(), bits, shortlist
-        prints = fingerprint.fingerprints(embed_lib.parameters(self._state, read))
+        prints = fingerprint.fingerprints(embedder_lib.parameters(self._state, weights_from))
         digest = hashlib.sha256(repr(sorted(prints.items())).encode()).hexdigest()
         stamp = index_lib.stamp(form=2, network=digest, view=pipes["image"], heads=self._heads)
-        default = pathlib.Path(workdir) / "search" / f"{hashlib.sha256(folder.root.encode()).hexdigest()[:16]}.npz"
-        self.index, self.embedded = index_lib.refresh(path or default, stamp, folder, self._encode)
+        self.index, self.embedded = index_lib.refresh(path or _index_of(self._run.workdir, folder.root), stamp, folder,
+                                                      self._encode)
         self._rows = np.flatnonzero(self.index.good)
         if not len(self._rows):
             raise ValueError(f"none of the {len(folder)} images below {folder.root} can be read")
@@ -106,13 +117,17 @@ class Engine:
         """The `Question` of a text.
 
         Raises:
-          Refused: nothing but white space, or over LETTERS characters.
+          Refused: nothing that says something, or over LETTERS characters.
         """
         if not question.strip():
             raise Refused("the question is empty: type what the picture should show")
         if len(question) > LETTERS:
             raise Refused(f"the question has {len(question):,} characters; at most {LETTERS:,} are read")
-        return self._one("text", rows.Texts([question]))
+        try:
+            return self._one("text", rows.Texts([question]))
+        except reader.Unusable as error:
+            raise Refused(f"the question {question[:40]!r} is empty once it is cleaned: type what the picture should "
+                          "show") from error
 
     def image(self, data):
         """The `Question` of an image file's bytes.
@@ -123,8 +138,8 @@ class Engine:
         if len(data) > BYTES:
             raise Refused(f"the image has {len(data):,} bytes; at most {BYTES:,} are read")
         try:
-            image_lib.decode(data)
-        except image_lib.Bad as error:
+            decode_lib.decode(data)
+        except decode_lib.Bad as error:
             raise Refused(f"the question is no image that can be used ({error})") from error
         return self._one("image", One(data))
 
@@ -163,12 +178,12 @@ class Engine:
         return codes
 
     def _one(self, name, source):
-        with self._lock, jax.set_mesh(self._job.mesh):
+        with self._lock, jax.set_mesh(self._run.mesh):
             found, _ = rows.encode(self._embed[1], self._state, source, self._views[name], [name], 1)
         return Question(*(found[key][0] if key in found else None for key in (name, f"{name}_hash", f"{name}_codes")))
 
     def _encode(self, some):
-        with jax.set_mesh(self._job.mesh):
+        with jax.set_mesh(self._run.mesh):
             found, good = rows.encode(self._embed[self._size], self._state, self.folder, self._views["image"], ["image"],
                                       self._size, indices=some)
         out = {"image": found["image"]}

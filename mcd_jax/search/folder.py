@@ -2,8 +2,8 @@
 import os
 from typing import NamedTuple
 
-from mcd_jax.data.columns import position
-from mcd_jax.data.image_folder import ENDINGS
+from mcd_jax.data.sources.columns import position
+from mcd_jax.data.sources.image_folder import ENDINGS
 
 
 class File(NamedTuple):

@@ -1,11 +1,15 @@
 """The stored index of a folder: one embedding per image, kept between calls; only files that are new or changed are embedded."""
 import json
-import os
 import pathlib
 from typing import NamedTuple
 import zipfile
+import zlib
 
+from absl import logging
 import numpy as np
+
+from mcd_jax import command
+from mcd_jax.run import atomic
 
 ARRAYS = ("names", "sizes", "changed", "image", "good")
 
@@ -24,9 +28,9 @@ def load(path, stamp):
             if str(stored["stamp"]) != stamp:
                 return {}, {}
             arrays = {name: stored[name] for name in stored.files if name != "stamp"}
-    except (FileNotFoundError, KeyError, ValueError, OSError, EOFError, zipfile.BadZipFile):
+    except (KeyError, ValueError, OSError, EOFError, TypeError, NotImplementedError, zipfile.BadZipFile, zlib.error):
         return {}, {}
-    if not set(ARRAYS) <= arrays.keys() or len({len(value) for value in arrays.values()}) != 1:
+    if not set(ARRAYS) <= arrays.keys() or () in (lengths := {value.shape[:1] for value in arrays.values()}) or len(lengths) != 1:
         return {}, {}
     files = zip(arrays["names"].tolist(), arrays["sizes"].tolist(), arrays["changed"].tolist())
     return {file: row for row, file in enumerate(files)}, arrays
@@ -36,11 +40,10 @@ def save(path, stamp, files, index):
     """Writes an index whole or not at all."""
     path = pathlib.Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.name}.{os.getpid()}.npz")
     names, sizes, changed = (list(column) for column in zip(*files))
-    np.savez(part, stamp=np.array(stamp), names=np.array(names, dtype=str), sizes=np.array(sizes, np.int64),
-             changed=np.array(changed, np.int64), image=index.image, good=index.good, **index.extra)
-    part.replace(path)
+    with atomic.writing(path) as part, open(part, "wb") as file:
+        np.savez(file, stamp=np.array(stamp), names=np.array(names, dtype=str), sizes=np.array(sizes, np.int64),
+                 changed=np.array(changed, np.int64), image=index.image, good=index.good, **index.extra)
 
 
 def refresh(path, stamp, folder, encode):
@@ -74,7 +77,11 @@ def refresh(path, stamp, folder, encode):
     usable[new] = good
     usable[old >= 0] = arrays["good"][old[old >= 0]] if (old >= 0).any() else False
     index = Index(columns.pop("image"), usable, columns)
-    save(path, stamp, folder.files, index)
+    try:
+        save(path, stamp, folder.files, index)
+    except OSError as error:   # a run that may only be read, or a full disk: the answers are the same
+        logging.warning("the folder's embeddings are not kept for the next time (%s); --index=FILE keeps them elsewhere",
+                        command.sentence(error))
     return index, len(new)
 
 

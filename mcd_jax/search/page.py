@@ -1,7 +1,7 @@
 """The page of the search: a form, and pictures with their scores. It runs no script and loads nothing but the thumbnails."""
 from urllib import parse
 
-from mcd_jax.markup import document, el
+from mcd_jax.html import document, el
 
 POLICY = "default-src 'none'; img-src 'self'; style-src 'unsafe-inline'; form-action 'self'; base-uri 'none'"
 _STYLE = """
@@ -23,11 +23,6 @@ form button { font: inherit; padding: 8px 16px; border: 0; border-radius: 8px; b
 def link(**question):
     """The address of a question: "/?q=red+apple"."""
     return "/?" + parse.urlencode({k: v for k, v in question.items() if v not in (None, "")}, errors="surrogatepass")
-
-
-def shown(name):
-    """A file's name as text that can be printed and sent: bytes that are not UTF-8 as \\\\xff."""
-    return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
 
 
 def page(title, about, question="", hits=None, asked="", problem=""):

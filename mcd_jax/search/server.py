@@ -19,7 +19,8 @@ from urllib import parse
 import cv2
 import numpy as np
 
-from mcd_jax.data import image as image_lib
+from mcd_jax import command
+from mcd_jax.data import decode as decode_lib
 from mcd_jax.search import page as page_lib
 from mcd_jax.search.engine import BYTES, Refused
 
@@ -59,8 +60,9 @@ class Server(server.ThreadingHTTPServer):
         if not 0 <= row < len(engine.folder) or not engine.index.good[row]:
             raise Wrong(HTTPStatus.NOT_FOUND, f"there is no image number {row}")
         try:
-            pixels = image_lib.decode(engine.folder.read(row), enough=lambda height, width: min(1.0, SIDE / max(height, width)))
-        except image_lib.Bad as error:
+            pixels = decode_lib.decode(engine.folder.read(row), resolution_needed=lambda height,
+                                       width: min(1.0, SIDE / max(height, width)))
+        except decode_lib.Bad as error:
             raise Wrong(HTTPStatus.GONE, f"image number {row} can no longer be read ({error.cause})") from error
         height, width = pixels.shape[:2]
         share = min(1.0, SIDE / max(height, width))
@@ -160,11 +162,11 @@ class Handler(server.BaseHTTPRequestHandler):
         return [(hit.row, self._name(hit.row), hit.score, list(hit.words)) for hit in hits]
 
     def _name(self, row):
-        return page_lib.shown(self.server.engine.folder.files[row].name)
+        return command.printable(self.server.engine.folder.files[row].name)
 
     def _page(self, question="", hits=None, asked="", problem=""):
         engine = self.server.engine
-        about = f"{int(engine.index.good.sum()):,} images below {page_lib.shown(engine.folder.root)}"
+        about = f"{int(engine.index.good.sum()):,} images below {command.printable(engine.folder.root)}"
         return page_lib.page(self.server.title, about, question, hits, asked, problem)
 
 

@@ -1,4 +1,4 @@
-"""Sweeps: `python -m mcd_jax.sweep --config=configs/mcd_emoji.py --workdir=runs/weights [--parallel=2] [--config.key=value ...]`.
+"""Sweeps: `mcd-jax sweep --config=mcd_emoji --workdir=runs/weights [--parallel=2] [--config.key=value ...]`.
 
 A config file that defines `sweep(add)` can be swept: each `add({"optimizer.lr": 1e-3, "seed": 0})` is one run. What is here helps
 to write it, and imports nothing, since every training run of the file imports it too:

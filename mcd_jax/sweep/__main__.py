@@ -1,6 +1,6 @@
-"""Runs the sweep that a config file defines: `python -m mcd_jax.sweep --config=configs/mcd_emoji.py --workdir=runs/weights`.
+"""Runs the sweep that a config defines: `mcd-jax sweep --config=mcd_emoji --workdir=runs/weights`.
 
-Each `add(...)` of the file's `sweep(add)` is one `python -m mcd_jax.train` in a folder of its own below --workdir, named after its
+Each `add(...)` of the file's `sweep(add)` is one `mcd-jax train` in a folder of its own below --workdir, named after its
 overrides; --config.key=value reaches all of them. The same command again skips what is finished and goes on with the rest. It ends
 with `sweep.csv` and `sweep.html`, best first. Exit status: 0 all is well, 1 a run failed, 75 it was interrupted: start it again.
 
@@ -12,14 +12,16 @@ import shlex
 import shutil
 import sys
 
-from absl import app, flags, logging
-from ml_collections import config_flags
+from absl import flags, logging
 
-from mcd_jax import evaluate
-from mcd_jax.preemption import PREEMPTED
+from mcd_jax import command, signals
+from mcd_jax.config import overrides
+from mcd_jax.run import lock, results
+from mcd_jax.run import workdir as workdir_lib
+from mcd_jax.run.preemption import PREEMPTED
 from mcd_jax.sweep import plan, runs, tables
 
-_CONFIG = config_flags.DEFINE_config_file("config", None, "a file that defines sweep(add), with overrides as --config.key=value")
+overrides.define("a config that defines sweep(add), with overrides as --config.key=value")
 _WORKDIR = flags.DEFINE_string("workdir", None, "folder of the sweep: a folder per run, sweep.csv and sweep.html")
 _PARALLEL = flags.DEFINE_integer("parallel", 1, "runs at a time", lower_bound=1)
 _LAUNCHER = flags.DEFINE_string("launcher", "", "a command that starts a run: {command} {overrides} {workdir} {name}")
@@ -36,7 +38,7 @@ def sweep(path, workdir, shared):
     Raises:
       ValueError, OSError: something doesn't fit, before anything is run.
     """
-    planned = plan.plan(path, workdir, shared)
+    planned = plan.plan(path, workdir, plan.values(path, shared))
     plan.check_metric(_METRIC.value, planned)
     if _ONLY_TABLE.value:
         return finish(planned, {run.name: runs.status(run) for run in planned}, workdir)
@@ -51,9 +53,11 @@ def sweep(path, workdir, shared):
             print(f"# {run.name} is finished" if state == "finished" else shlex.join(command))
         return 0
     print(f"{len(planned)} runs in {workdir}, {_PARALLEL.value} at a time", flush=True)
-    with runs.interruptible(say) as stop:
+    with lock.held(workdir), runs.interruptible(say) as stop:
         states = runs.execute(planned, _PARALLEL.value, _LAUNCHER.value, _RELAUNCH.value, say, stop=stop)
         status = finish(planned, states, workdir)
+        if stop:
+            say(f"stopped by {signals.NAMES[stop[0]]}: start the same command to go on with the runs that aren't finished")
         return PREEMPTED if stop else status
 
 
@@ -63,7 +67,7 @@ def finish(planned, states, workdir):
     width = max(len(row["name"]) for row in rows)
     print(f"{'run'.ljust(width)}  {'status':11}  {_METRIC.value}")
     for row in rows:
-        print(f"{row['name'].ljust(width)}  {row['status']:11}  {evaluate.number(_METRIC.value.rpartition('/')[2], row['metric'])}"
+        print(f"{row['name'].ljust(width)}  {row['status']:11}  {results.number(_METRIC.value.rpartition('/')[2], row['metric'])}"
               + (f"  {row['error']}" if row["error"] else ""))
     figures = sorted({key for row in rows for key in row["evals"]})
     if figures and all(row["metric"] is None for row in rows):
@@ -78,18 +82,12 @@ def say(text):
     print(text, flush=True)
 
 
-def main(argv):
-    if len(argv) > 1:
-        raise app.UsageError(f"unknown argument {argv[1]!r}: flags begin with --")
+def main(_):
     logging.set_verbosity(logging.WARNING)
-    flag = flags.FLAGS["config"]
-    try:
-        sys.exit(sweep(flag.config_filename, _WORKDIR.value, flag.override_values))
-    except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(1)
+    with command.sentences(printed=False):   # sweep.csv is
+        sys.exit(sweep(flags.FLAGS.config, workdir_lib.named(_WORKDIR.value), overrides.given()))
 
 
 if __name__ == "__main__":
     flags.mark_flags_as_required(["config", "workdir"])
-    app.run(main)
+    overrides.run(main)

@@ -2,9 +2,8 @@
 
 Nothing is started or written here, and no device is touched: a sweep must leave the accelerator to its runs.
 """
-import difflib
+from collections.abc import Mapping
 import hashlib
-import importlib.util
 import json
 import pathlib
 import re
@@ -16,6 +15,9 @@ from ml_collections import ConfigDict
 import numpy as np
 
 from mcd_jax import config as config_lib
+from mcd_jax.config import keys
+from mcd_jax.config import overrides as overrides_lib
+from mcd_jax.run import workdir as workdir_lib
 
 _LONGEST = 100   # letters of a folder name
 _FIELDS = ("command", "overrides", "workdir", "name")
@@ -35,7 +37,7 @@ def plan(path, workdir, shared=None):
     """The runs of a config file's `sweep(add)`, in its order. Runs whose config is the same are merged into the first of them.
 
     Args:
-      path: the config file, with `:args` where its `get_config` takes them.
+      path: name or file of the config, with `:args` where its `get_config` takes them.
       workdir: folder of the sweep.
       shared: overrides of all runs, key -> value.
 
@@ -44,16 +46,20 @@ def plan(path, workdir, shared=None):
 
     Raises:
       ValueError: no sweep(add), no runs, an unknown key, a value of another type than the config's or that a command line can't
-        carry, or what `config.check` refuses. OSError: the file can't be read.
+        carry, or what `config.check` refuses; a bucket. OSError: the file can't be read.
     """
-    base, shared = read(path, ()), {key: plain(key, value) for key, value in (shared or {}).items()}
+    if workdir_lib.is_remote(workdir):
+        raise ValueError(f"--workdir={workdir}: the folder of a sweep has locks and logs that grow line by line, which a "
+                         "bucket can't keep: name a local or shared folder")
+    base = read(path)
+    shared = {key: plain(key, value) for key, value in (shared or {}).items()}
     paths = list(_paths(base))
     found = {}
     for key in shared:
-        _check_key(key, paths)
+        overrides_lib.check_key(base, key)
     for overrides in collect(path):
         for key in overrides:
-            _check_key(key, paths)
+            overrides_lib.check_key(base, key)
         overrides = {key: plain(key, value) for key, value in overrides.items()}
         for key in overrides:
             if key in shared:
@@ -64,27 +70,34 @@ def plan(path, workdir, shared=None):
     runs = []
     for name, (overrides, given, config) in zip(names([run[0] for run in found.values()], paths), found.values()):
         folder = pathlib.Path(workdir) / name
-        command = (sys.executable, "-m", "mcd_jax.train", f"--config={path}", f"--workdir={folder}", *given)
+        command = (sys.executable, "-m", "mcd_jax", "train", f"--config={path}", f"--workdir={folder}", *given)
         runs.append(Run(name, overrides, given, folder, command, config))
     return runs
 
 
 def collect(path):
     """The overrides that the file's `sweep(add)` adds, as a list of dicts; ValueError where it has none."""
-    path = path.partition(":")[0]
-    spec = importlib.util.spec_from_file_location("swept_config", path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    path = overrides_lib.locate(path).partition(":")[0]
+    module = overrides_lib.imported(path)
     if not callable(getattr(module, "sweep", None)):
         raise ValueError(f"{path} defines no sweep(add), a function that calls add({{'seed': 1, ...}}) once for each run")
     found = []
 
     def add(overrides=None, /, **more):
+        if not isinstance(overrides or {}, Mapping):
+            raise ValueError(f"sweep(add): add({overrides!r}) takes a dict of keys and values, such as add({{'seed': 1}})")
         found.append({**(overrides or {}), **more})
-    module.sweep(add)
+    overrides_lib.called(path, module.sweep, add)
     if not found:
         raise ValueError(f"sweep(add) in {path} adds no run")
     return found
+
+
+def values(path, texts):
+    """{key: value} of the overrides of a command line, (key, text) each; a ValueError where one doesn't fit the file's config."""
+    config = read(path)
+    config = overrides_lib.apply(config, texts) if texts else config
+    return {key: overrides_lib.field(config, key) for key, _ in texts}
 
 
 def plain(key, value):
@@ -105,46 +118,55 @@ def plain(key, value):
                      "or dict of these")
 
 
-def encode(value, kind):
-    """`value` as the text after `--config.key=`, for a field whose type is `kind`."""
-    return value if isinstance(value, str) and kind is str else repr(value)
-
-
 def same(got, want):
     """Whether what train reads is what was asked for: equal and of the same type, but a whole number may become a float."""
     if isinstance(got, ConfigDict):
         got = got.to_dict()
     if type(want) is int and type(got) is float:
         return got == want
+    if type(got) is str and type(want) in (int, float):   # a duration
+        return got == str(want)
+    if want is None:
+        return got in (None, "", ())
     if type(got) is not type(want):
         return False
     if isinstance(want, tuple):
         return len(got) == len(want) and all(map(same, got, want))
     if isinstance(want, dict):
-        return got.keys() == want.keys() and all(same(got[key], want[key]) for key in want)
+        return all(key in got and same(got[key], want[key]) for key in want)   # what a section leaves out has its default
     return got == want
 
 
 def check_metric(metric, planned):
-    """Raises a ValueError where `metric` belongs to an evaluation that a run doesn't have."""
+    """Raises a ValueError where `metric` belongs to an evaluation or a term that a run doesn't have."""
     for run in planned:
-        known = [f"{module}/{name}" for module, own in (run.config.get("evals") or {}).items() for name in own or {}]
-        if metric.count("/") > 1 and not metric.startswith(tuple(f"{name}/" for name in known)):
-            config_lib.refuse_unknown("/".join(metric.split("/")[:2]), known, f"evaluation in --metric={metric}")
+        evals = run.config.get("evals") or {}
+        if metric.count("/") > 1 or metric.split("/")[0] in evals:
+            config_lib.check_metric(metric, evals, "--metric")
+        losses = _losses(run.config)
+        if metric.startswith("loss") or keys.near(metric, losses):   # other values of metrics.jsonl are known when they are logged
+            config_lib.refuse_unknown(metric, losses, "value in --metric")
+
+
+def _losses(config):
+    """The names under which the loss and its terms are logged."""
+    objective = config["objective"]
+    sections = {"": objective} if "weights" in objective else {f"{name}/": own for name, own in objective.items() if name != "name"}
+    return ["loss", *(f"loss/{method}{term}" for method, own in sections.items() for term in own.get("weights") or ())]
 
 
 def _flags(path, base, overrides):
     """The flags of one run and the config that train makes of them: each value is read back and compared."""
-    given = tuple(f"--config.{key}={encode(value, _field(base, key)[1])}" for key, value in overrides.items())
+    given = tuple(f"--config.{key}={overrides_lib.encode(base, key, value)}" for key, value in overrides.items())
     try:
         config = read(path, given)
         for key, value in overrides.items():
-            got = _field(config, key)[0]
+            got = overrides_lib.field(config, key)
             if not same(got, value):
                 raise ValueError(f"train would read {got!r}")
     except ValueError as error:
-        raise ValueError(f"sweep(add): the run {overrides} can't be started: {error}. The config has "
-                         + ", ".join(f"{key}={_shown(_field(base, key)[0])}" for key in overrides)) from error
+        raise ValueError(f"sweep(add): the run {overrides} can't be started: {error}; the config has "
+                         + ", ".join(f"{key}={_shown(base, key)}" for key in overrides)) from error
     try:
         config_lib.check(config)
     except ValueError as error:
@@ -152,16 +174,11 @@ def _flags(path, base, overrides):
     return given, json.loads(json.dumps(config.to_dict(), default=str))
 
 
-def _field(config, key):
-    """Value and declared type of a dotted key."""
-    *above, last = key.split(".")
-    for name in above:
-        config = config[name]
-    return config[last], config.get_type(last)
-
-
-def _shown(value):
-    text = repr(value.to_dict() if isinstance(value, ConfigDict) else value)
+def _shown(config, key):
+    try:
+        text = repr(overrides_lib.field(config, key))
+    except KeyError:
+        return "its default"
     return text if len(text) <= 60 else text[:57] + "..."
 
 
@@ -171,13 +188,6 @@ def _paths(config, above=""):
         yield f"{above}{key}"
         if isinstance(value, ConfigDict):
             yield from _paths(value, f"{above}{key}.")
-
-
-def _check_key(key, paths):
-    if key not in paths:
-        near = [p for p in paths if p.endswith(f".{key}")] or difflib.get_close_matches(str(key), paths, 1)
-        hint = f"; did you mean {near[0]!r}?" if near else ""
-        raise ValueError(f"config.{key} can't be overridden: the config has no such key{hint}")
 
 
 # ---- names ---------------------------------------------------------------------------------------------------------------------
@@ -215,7 +225,7 @@ def short(key, paths):
     parts = key.split(".")
     for i in range(len(parts) - 1, 0, -1):
         end = ".".join(parts[i:])
-        if sum(p == end or p.endswith(f".{end}") for p in paths) == 1:
+        if sum(p == end or p.endswith(f".{end}") for p in {*paths, key}) == 1:
             return end
     return key
 

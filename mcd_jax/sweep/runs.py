@@ -14,16 +14,17 @@ import signal
 import subprocess
 import time
 
-from mcd_jax import checkpoint, duration, report
+from mcd_jax import duration, report, signals
 from mcd_jax.data import sources
-from mcd_jax.markup import flat
-from mcd_jax.preemption import PREEMPTED
+from mcd_jax.html import flat
+from mcd_jax.run import atomic, checkpoint, small_files
+from mcd_jax.run.preemption import PREEMPTED
 from mcd_jax.sweep import plan
 
 TRIES = 10   # starts of a run that ends as preempted
 # what may differ between a run's config.json and the sweep's config without making it another run
-_ASIDE = ("evals", "total_steps", "checkpoint", "log_every", "profile_steps", "tensorboard", "wandb", "data.workers",
-          "data.prefetch", "data.cache", "data.max_bad")
+_ASIDE = ("evals", "total_steps", "batch_shapes", "checkpoint", "log_every", "profile_steps", "tensorboard", "wandb",
+          "data.workers", "data.prefetch", "data.cache", "data.max_bad")
 
 
 # ---- what the folders say ------------------------------------------------------------------------------------------------------
@@ -51,7 +52,8 @@ def complete(run):
     lines = report.lines(run.workdir / "metrics.jsonl")
     if not total or not lines or lines[-1]["step"] != total:
         return False
-    evals = [f"{module}/{name}/" for module, own in (run.config.get("evals") or {}).items() for name in own or {}]
+    evals = [f"{module}/{name}/" for module, own in (run.config.get("evals") or {}).items()
+             for name, settings in (own or {}).items() if settings is not None]
     return (all(any(key.startswith(prefix) for key in lines[-1]) for prefix in evals)
             and checkpoint.Checkpoints(run.workdir, read_only=True).latest() == total)
 
@@ -67,12 +69,11 @@ def total_steps(config):
 
 def differences(run):
     """{key: (value in the folder's config.json, value asked for)}; empty where there is no config.json."""
-    try:
-        saved = json.loads((run.workdir / "config.json").read_text())
-    except (FileNotFoundError, json.JSONDecodeError):
+    saved = small_files.read_or(run.workdir / "config.json", {}, fits=lambda found: isinstance(found.get("model"), dict))
+    if not saved:
         return {}
     if "inputs" not in run.config["model"]:
-        saved.get("model", {}).pop("inputs", None)   # train adds what the data decides
+        saved["model"].pop("inputs", None)   # train adds what the data decides
     was, asked = flat(saved), flat(run.config)
     return {key: (was.get(key), asked.get(key)) for key in sorted({*was, *asked}) if was.get(key) != asked.get(key)}
 
@@ -112,16 +113,12 @@ def _lock(file):
 
 
 def _record(run):
-    try:
-        return json.loads((run.workdir / "sweep.json").read_text())
-    except (FileNotFoundError, json.JSONDecodeError):
-        return {}
+    return small_files.read_or(run.workdir / "sweep.json", {}, fits=lambda found: isinstance(found.get("status", ""), str))
 
 
 def _note(run, state, error=""):
-    part = run.workdir / f".sweep.{os.getpid()}.json"
-    part.write_text(json.dumps({"status": state, "error": error, "overrides": run.overrides}, indent=1) + "\n")
-    part.replace(run.workdir / "sweep.json")
+    atomic.write_text(run.workdir / "sweep.json",
+                      json.dumps({"status": state, "error": error, "overrides": run.overrides}, indent=1) + "\n")
 
 
 # ---- running -------------------------------------------------------------------------------------------------------------------
@@ -186,7 +183,7 @@ def outcome(code, text, stopping, last):
     if code == 0:
         return "finished", ""
     if code == PREEMPTED:
-        return ("preempted", "") if stopping else ("preempted", "again and again; no further try") if last else ("again", "")
+        return ("stopped", "") if stopping else ("preempted", "again and again; no further try") if last else ("again", "")
     how = f"killed by {signal.Signals(-code).name}" if code < 0 else f"exit status {code}"
     said = complaint(text)
     return "stopped" if stopping else "failed", f"{said} ({how})" if said else how
@@ -238,14 +235,9 @@ def interruptible(say=print):
 
     def ask(number, frame):
         asked.append(number)
-        say(f"{signal.Signals(number).name}: the runs are {'killed' if _hard(asked) else 'asked to save and end'}")
-    numbers = [n for n in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP) if signal.getsignal(n) != signal.SIG_IGN]
-    before = {number: signal.signal(number, ask) for number in numbers}
-    try:
+        say(f"{signals.NAMES[number]}: the runs are {'killed' if _hard(asked) else 'asked to save and end'}")
+    with signals.handled(ask):
         yield asked
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 def names_left(workdir, runs):

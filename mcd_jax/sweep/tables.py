@@ -1,15 +1,15 @@
-"""What a sweep found: `sweep.csv`, and `sweep.html` with the runs best first, their means over seeds and their curves."""
+"""What a sweep found: `sweep.csv`, and `sweep.html` with the runs best first, means over seeds, plots and curves."""
 import csv
 import io
 import json
-import os
 import pathlib
 import statistics
 
 from mcd_jax import report
-from mcd_jax.evaluate import COUNTS, number
-from mcd_jax.markup import document, duration, el, figure, grid, note, table, words
+from mcd_jax.html import document, duration, el, figure, grid, note, table, words
 from mcd_jax.report import plots
+from mcd_jax.run import atomic
+from mcd_jax.run.results import COUNTS, number
 from mcd_jax.sweep.plan import short
 
 _OTHERS = "#cbd5e1"   # colour of the runs that are not among the best
@@ -125,6 +125,9 @@ def as_html(rows, metric, minimize=False, name="sweep"):
     if means:
         text = "Mean and standard deviation over the seeds of finished runs that are otherwise equal."
         sections["seeds"] = ("Over the seeds", [note(text), seeds_table(means, near)])
+    if over := swept(rows, metric):
+        text = "A point for each run in the colour of its curve, and the mean over the runs that share a value."
+        sections["swept"] = ("Over what was swept", [note(text), grid(over)])
     sections["curves"] = ("Curves", panels(rows, near))
     return document(name, lead, sections)
 
@@ -167,6 +170,33 @@ def seeds_table(means, near):
         cells = [el("td", _spread(key, *group["figures"][key]) if key in group["figures"] else "-") for key in near]
         lines.append([own, el("td", f"{group['finished']} of {group['runs']}"), cells])
     return table(head, lines)
+
+
+def swept(rows, metric):
+    """A drawing for each key that was swept, the seed aside: the metric over its values, on a logarithmic axis where that fits."""
+    paint, drawn = colours(rows), []
+    scored = [row for row in rows if row["metric"] is not None]
+    keys = [key for key in (rows[0]["overrides"] if rows else ()) if key != "seed"]
+    for key in keys:
+        chosen = [row["overrides"][key] for row in scored]
+        numbers = all(isinstance(v, (int, float)) and not isinstance(v, bool) for v in chosen)
+        values = sorted(set(chosen)) if numbers else list(dict.fromkeys(map(shown, chosen)))
+        if len(values) < 2:
+            continue
+        place = (lambda value: value) if numbers else (lambda value, values=values: values.index(shown(value)))
+        groups: dict = {}
+        for row in scored:
+            groups.setdefault(place(row["overrides"][key]), []).append(row["metric"])
+        x = sorted(groups)
+        mean = [statistics.fmean(groups[v]) for v in x]
+        spread = [statistics.stdev(groups[v]) if len(groups[v]) > 1 else None for v in x]
+        dots = [(place(row["overrides"][key]), row["metric"], paint.get(row["name"], _OTHERS)) for row in reversed(scored)]
+        best = shown(scored[0]["overrides"][key])
+        label = words(metric.rpartition("/")[2])
+        drawing = plots.points([("", x, mean, spread)], dots, ylabel=label, log=plots.log_fits(values)) if numbers else plots.named(
+            values, mean, spread, dots, xlabel=label)
+        drawn.append(figure(short(key, keys), f"best: {best}", drawing))
+    return drawn
 
 
 def panels(rows, near):
@@ -225,7 +255,5 @@ def write(runs, states, workdir, metric, minimize=False):
     workdir.mkdir(parents=True, exist_ok=True)
     for name, text in (("sweep.csv", as_csv(rows, metric)),
                        ("sweep.html", as_html(rows, metric, minimize, f"sweep {workdir.resolve().name}"))):
-        part = workdir / f".{os.getpid()}.{name}"
-        part.write_text(text)
-        part.replace(workdir / name)
+        atomic.write_text(workdir / name, text)
     return rows

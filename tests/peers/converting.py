@@ -2,13 +2,14 @@
 import jax
 import numpy as np
 
-from mcd_jax import checkpoint, job
 from mcd_jax import config as config_lib
-from mcd_jax import mesh as mesh_lib
+from mcd_jax import job
 from mcd_jax.convert import runs, tables
-from mcd_jax.data import emoji
+from mcd_jax.data.emoji import names as emoji_names
 from mcd_jax.models import towers as towers_lib
 from mcd_jax.models import transformer
+from mcd_jax.run import checkpoint
+from mcd_jax.sharding import mesh as mesh_lib
 
 CAPTIONS = ("cat face", "a red heart", "flag: Wales", "two men, holding hands", "Katze", "\u732b\u306e\u9854", "\u043a\u043e\u0442")
 CLIP = dict(image=dict(name="vit", width=32, depth=2, num_heads=4, patch_size=8, ln_pre=True, patch_bias=False, act="quick_gelu"),
@@ -55,7 +56,7 @@ def trained(folder, model, method, size=32, view="decode|resize(32, 'bicubic')",
     config.batch_size, config.steps = 16, f"{steps} steps"
     config.objective = config_lib.objective(method)
     config.model = model
-    config.data.source = dict(name="emoji", split="train", captions=("label",), languages=emoji.LANGUAGES)
+    config.data.source = dict(name="emoji", split="train", captions=("label",), languages=emoji_names.LANGUAGES)
     config.data.views = dict(image=f"decode|crop({size}, 0.5)", text="caption('random')|tokenize(12, 'emoji')")
     config.data.workers = 1
     test = dict(name="emoji", split="test", captions=("label",), languages=("en",))

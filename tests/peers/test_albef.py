@@ -15,8 +15,7 @@ import torch
 import torch.nn.functional as F
 
 from mcd_jax import config as config_lib
-from mcd_jax.convert import albef as convert
-from mcd_jax.objectives import albef
+from mcd_jax.methods.albef import albef, albef_format
 
 W, V, D, VOCAB, POSITIONS, SIZE, PATCH, DEPTH, SPLIT = 128, 64, 16, 30, 26, 32, 16, 3, 2
 SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
@@ -129,7 +128,7 @@ def theirs(w, pixels, words):
 
 def test_an_imported_checkpoint_computes_what_pytorch_does(weights, tokenizer):
     arrays = {name: x.numpy() for name, x in weights.items()}
-    found = convert.imported(arrays, tokenizer, "ALBEF.pth")
+    found = albef_format.imported(arrays, tokenizer, "ALBEF.pth")
     assert {name for name, _ in found.left_out} == {"vision_proj_m.weight", "image_queue", "text_queue", "queue_ptr",
                                                     "text_encoder.cls.predictions.decoder.weight"}
     assert found.inputs == dict(vocab_size=VOCAB, context=26, eot=3, image_size=SIZE) and found.objective.mask_id == 4
@@ -145,17 +144,17 @@ def test_an_imported_checkpoint_computes_what_pytorch_does(weights, tokenizer):
     params = jax.tree.map(jnp.asarray, found.params)
     batch = {"image": jnp.asarray(pixels), "text": jnp.asarray(words)}
     ours = {**objective.heads["embed"](params, {}, batch), **objective.heads["match"](params, {}, batch)}
-    mean, std = (torch.tensor(convert.PIXELS[k])[None, :, None, None] for k in ("mean", "std"))
+    mean, std = (torch.tensor(albef_format.PIXELS[k])[None, :, None, None] for k in ("mean", "std"))
     with torch.no_grad():
         want = theirs(weights, (torch.tensor(pixels).permute(0, 3, 1, 2) / 255 - mean) / std, torch.tensor(words, dtype=torch.long))
     for name in ("image", "text", "score"):
         np.testing.assert_allclose(ours[name], want[name].numpy(), rtol=1e-4, atol=1e-4, err_msg=name)
     assert float(params["temperature"]) == pytest.approx(0.05)
 
-    from mcd_jax.models import cross
+    from mcd_jax.methods.albef import fusion_layers
     from mcd_jax.models import towers as towers_lib
     _, tower, _ = towers_lib.tower(found.model, "text", vocab_size=VOCAB, context=26, eot=3)
-    built, states = cross.make(tower, DEPTH - SPLIT, V), objective.heads["states"](params, {}, batch)
+    built, states = fusion_layers.make(tower, DEPTH - SPLIT, V), objective.heads["states"](params, {}, batch)
     fused = built.fuse(params["fusion"], states["text_states"], batch["text"] != 0, states["image_states"])["tokens"]
     logits = built.words(params["mlm"], params["text"]["token"], fused)
     seen = words != 0
@@ -165,10 +164,11 @@ def test_an_imported_checkpoint_computes_what_pytorch_does(weights, tokenizer):
 def test_what_does_not_fit_is_refused(weights, tokenizer):
     arrays = {name: x.numpy() for name, x in weights.items()}
     with pytest.raises(ValueError, match="differs from the word table"):
-        convert.imported({**arrays, "text_encoder.cls.predictions.decoder.weight": np.ones((VOCAB, W), np.float32)}, tokenizer, "x")
+        albef_format.imported({**arrays, "text_encoder.cls.predictions.decoder.weight": np.ones((VOCAB, W), np.float32)}, tokenizer,
+                              "x")
     with pytest.raises(ValueError, match=r"missing.*|itm_head"):
-        convert.imported({k: x for k, x in arrays.items() if k != "itm_head.weight"}, tokenizer, "x")
+        albef_format.imported({k: x for k, x in arrays.items() if k != "itm_head.weight"}, tokenizer, "x")
     with pytest.raises(ValueError, match="is no ALBEF checkpoint"):
-        convert.imported({"a": np.ones(1)}, tokenizer, "x")
+        albef_format.imported({"a": np.ones(1)}, tokenizer, "x")
     with pytest.raises(ValueError, match="give bert-base-uncased's"):
-        convert.load("ALBEF.pth")
+        albef_format.load("ALBEF.pth")

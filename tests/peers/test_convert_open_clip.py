@@ -5,6 +5,7 @@ towers have fixed sizes, so small ones are registered with timm (and with our ta
 """
 import copy
 import json
+import re
 
 import jax
 import numpy as np
@@ -138,6 +139,9 @@ def test_small_models_both_ways(name, tmp_path):
     config = SMALL[name]
     theirs = build(config)
     imported = open_clip.load(save(theirs, config, tmp_path / "theirs"))
+    trained = {key for key, x in theirs.named_parameters() if x.requires_grad}
+    assert len(imported.notes) == ("visual.positional_embedding" not in trained and "visual.positional_embedding" in
+                                   theirs.state_dict())                       # positions that they never train are said
     pixels, tokens = inputs(theirs, config)
     same(imported.params, imported.model, imported.inputs, theirs, pixels, tokens)
     out = tmp_path / "out"
@@ -246,9 +250,8 @@ def test_wrong_checkpoints_are_refused(tmp_path):
     arguments = ["import", "--from=open_clip", f"--checkpoint={folder}", f"--out={out}"]
     with pytest.raises(SystemExit) as error:
         cli.main(arguments)
-    lines = str(error.value).splitlines()
-    assert any("wrong shape: visual.conv1.weight is (192, 3, 16, 16), this model needs (128, 3, 32, 32)" in line for line in lines)
-    assert any("unexpected: visual.transformer.resblocks.2.attn.in_proj_weight" in line for line in lines) and len(lines) > 30
+    assert "wrong shape: visual.conv1.weight is (192, 3, 16, 16), this model needs (128, 3, 32, 32)" in str(error.value)
+    assert re.search(r"; and \d+ more", str(error.value))
     whole = build(config).state_dict()
     save_file({k: x for k, x in whole.items() if k != "visual.proj"} | {"text_projection": whole["text_projection"].double()},
               folder / open_clip.WEIGHTS)

@@ -10,12 +10,13 @@ import PIL.Image
 import pytest
 import torch
 
-from configs import clip_emoji
-from mcd_jax import evaluate, train
+from mcd_jax import train
+from mcd_jax.configs import clip_emoji
 from mcd_jax.convert import __main__ as cli
 from mcd_jax.convert import open_clip as ours
 from mcd_jax.convert import peers, runs
 from mcd_jax.data import sources
+from mcd_jax.run import results as results_lib
 
 STEPS = 200
 
@@ -65,7 +66,7 @@ def peer_table(out, split, keep=lambda row: True):
 
 def test_the_same_retrieval_table(folders):
     workdir, out = folders
-    figures = evaluate.latest(workdir)
+    figures = results_lib.latest(workdir)
     held_out = lambda row: row["concept_split"] == "test"
     tables = {"test": peer_table(out, "test"),
               "both": peer_table(out, "openmoji_train+openmoji_validation+openmoji_test", held_out)}
@@ -100,8 +101,8 @@ def test_every_caption_of_the_embedded_set_has_the_same_tokens(folders):
 
 def test_the_averaged_weights_are_exported_too(folders, tmp_path):
     workdir, _ = folders
-    cli.main(["export", f"--workdir={workdir}", "--to=open_clip", "--read=memory/ema", f"--out={tmp_path / 'ema'}"])
-    assert peers.check(workdir, ours, tmp_path / "ema", read="memory/ema")["image"] < 1e-4
+    cli.main(["export", f"--workdir={workdir}", "--to=open_clip", "--weights_from=memory/ema", f"--out={tmp_path / 'ema'}"])
+    assert peers.check(workdir, ours, tmp_path / "ema", weights_from="memory/ema")["image"] < 1e-4
     assert peers.check(workdir, ours, tmp_path / "ema")["image"] > 1e-3
     card = (tmp_path / "ema" / "README.md").read_text()
     assert "memory/ema" in card and f"{STEPS} of 64 examples" in card and "Evaluation" in card

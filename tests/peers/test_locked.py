@@ -19,7 +19,9 @@ import torch
 import transformers
 
 from mcd_jax.convert import bert, efficientnet_lite, tower
-from mcd_jax.data import emoji, tokenizers
+from mcd_jax.data import tokenizers
+from mcd_jax.data.emoji import names as emoji_names
+from mcd_jax.data.sources import emoji
 from mcd_jax.models import towers
 
 IMAGE, TEXT = {"name": "resnet", "widths": (8,), "depths": (1,)}, {"name": "text", "width": 8, "depth": 1, "num_heads": 2}
@@ -91,7 +93,7 @@ def test_minilm():
     out, mean = compare_bert(model, converted, words, 16)
     near(out["z"], mean / np.linalg.norm(mean, axis=1, keepdims=True))
     assert sum(x.size for x in jax.tree.leaves(converted.params)) == sum(p.numel() for p in model.parameters()) == 22_565_376
-    every = sorted({text for row in emoji.concepts() for text in emoji.texts(row, ("label", "tags"), emoji.LANGUAGES)})
+    every = sorted({text for row in emoji.concepts() for text in emoji.texts(row, ("label", "tags"), emoji_names.LANGUAGES)})
     same_ids(tokenizer, transformers.AutoTokenizer.from_pretrained(folder), [*every, *ODD])
 
 

@@ -6,7 +6,8 @@ import open_clip
 import pytest
 import torch
 
-from mcd_jax.data import emoji, tokenizers
+from mcd_jax.data import tokenizers
+from mcd_jax.data.sources import emoji
 from mcd_jax.losses import contrastive
 
 
@@ -31,18 +32,18 @@ def same(ours, arrays, value, gradients):
         assert np.linalg.norm(a - b) <= 1e-5 * np.linalg.norm(b), (np.linalg.norm(a - b), np.linalg.norm(b))
 
 
-@pytest.mark.parametrize("form", ["gather", "ring"])
-def test_softmax_is_clip_loss(form):
+@pytest.mark.parametrize("implementation", ["gather", "ring"])
+def test_softmax_is_clip_loss(implementation):
     arrays = [*embeddings(), np.float32(14.3)]
     value, gradients = theirs(open_clip.loss.ClipLoss(), *arrays)
-    same(lambda x, y, s: contrastive.softmax(x, y, s, form), arrays, value, gradients)
+    same(lambda x, y, s: contrastive.softmax(x, y, s, implementation), arrays, value, gradients)
 
 
-@pytest.mark.parametrize("form", ["gather", "ring"])
-def test_sigmoid_is_siglip_loss(form):
+@pytest.mark.parametrize("implementation", ["gather", "ring"])
+def test_sigmoid_is_siglip_loss(implementation):
     arrays = [*embeddings(), np.float32(10.0), np.float32(-10.0)]
     value, gradients = theirs(open_clip.loss.SigLipLoss(), *arrays)
-    same(lambda x, y, s, b: contrastive.sigmoid(x, y, s, b, form), arrays, value, gradients)
+    same(lambda x, y, s, b: contrastive.sigmoid(x, y, s, b, implementation), arrays, value, gradients)
 
 
 ODD = ("", " ", "A  photo of\ta cat.\n", "caf\u00e9 na\u00efve \u2014 &amp;amp; <b>x</b>", "\U0001f600\u200d\U0001f525",

@@ -4,7 +4,9 @@ import open_clip
 from open_clip import tokenizer as theirs
 import pytest
 
-from mcd_jax.data import emoji, tokenizers
+from mcd_jax.data import tokenizers
+from mcd_jax.data.emoji import names as emoji_names
+from mcd_jax.data.sources import emoji
 
 HOSTILE = (
     "<|endoftext|> a", "<end_of_text>", "a<END_OF_TEXT>b", "<start_of_text> hi <|startoftext|>",
@@ -22,7 +24,7 @@ HOSTILE = (
 
 @pytest.fixture(scope="module")
 def strings():
-    found = {text for row in emoji.concepts() for text in emoji.texts(row, ("label", "tags"), emoji.LANGUAGES)}
+    found = {text for row in emoji.concepts() for text in emoji.texts(row, ("label", "tags"), emoji_names.LANGUAGES)}
     assert len(found) > 100_000
     return sorted(found)
 

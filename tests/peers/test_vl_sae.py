@@ -6,9 +6,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mcd_jax.convert import vl_sae
-from mcd_jax.losses import sparse
-from mcd_jax.models import sae as sae_lib
+from mcd_jax.methods.vl_sae import sae as sae_lib
+from mcd_jax.methods.vl_sae import sparse, vl_sae_format
 
 torch = pytest.importorskip("torch")
 D, H, K, B = 32, 256, 16, 24
@@ -39,7 +38,7 @@ def both():
     torch.manual_seed(0)
     twin = Twin()
     arrays = {name: x.detach().numpy() for name, x in twin.state_dict().items()}
-    kind, params = vl_sae.to_ours(arrays)
+    kind, params = vl_sae_format.to_ours(arrays)
     assert kind == "VL_SAE"
     return twin, params["sae"], sae_lib.make(D, H, K)
 
@@ -72,6 +71,6 @@ def test_loss_and_gradients(both):
 
     value, grads = jax.value_and_grad(loss)(jax.tree.map(jnp.asarray, params))
     np.testing.assert_allclose(value, theirs.item(), rtol=1e-6)
-    _, named = vl_sae.to_theirs({"sae": jax.device_get(grads)})
+    _, named = vl_sae_format.to_theirs({"sae": jax.device_get(grads)})
     for name, parameter in twin.named_parameters():
         np.testing.assert_allclose(named[name], parameter.grad.numpy(), atol=1e-6, err_msg=name)

@@ -3,7 +3,8 @@ import numpy as np
 import pytest
 import webdataset
 
-from mcd_jax.data import index, sources
+from mcd_jax.data import sources
+from mcd_jax.data.tools import index as index_tool
 
 
 @pytest.mark.parametrize("prefix", ["", "train/", "very/" * 30])
@@ -16,7 +17,7 @@ def test_what_its_writer_wrote_opens_here(tmp_path, prefix):
                     "png": np.full((6, 5, 3), number * 3, np.uint8), "seg.png": np.zeros((2, 2, 3), np.uint8),
                     "json": {"caption": [f"one {number}", "zwei"], "similarity": number / 10, "width": 5}})
     path = str(tmp_path / "{00000..00001}.tar")
-    assert index.main([path, "--workers=1"]) == 0
+    assert index_tool.main([path, "--workers=1"]) == 0
     source = sources.open({"name": "webdataset", "path": path, "columns": {"text": "caption"}})
     theirs = list(webdataset.WebDataset(path, shardshuffle=False).decode())
     assert len(source) == len(theirs) == 20

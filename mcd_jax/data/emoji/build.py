@@ -6,9 +6,9 @@ Needs the extra "build-data" (resvg-py). About two minutes on one core. Every ru
 (their bytes differ in the order of fields only).
 """
 
-import argparse
 import os
 
+from mcd_jax import command
 from mcd_jax.data.emoji import names, train_tokenizer
 
 
@@ -25,7 +25,7 @@ def prepare(npm, out):
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = command.Parser(description=__doc__)
     parser.add_argument("--npm", default=os.environ.get("MCD_JAX_EMOJI_NPM"),
                         help="the node_modules folder with the npm packages (or set MCD_JAX_EMOJI_NPM)")
     parser.add_argument("--out", default=names.PREPARED)

@@ -1,6 +1,7 @@
 """Trains the embedded byte-level BPE on the training concepts' labels and tags: python -m ...emoji.train_tokenizer"""
 
-from mcd_jax.data.emoji import names, source
+from mcd_jax.data.emoji import names
+from mcd_jax.data.sources import emoji
 
 VOCABULARY = 8192
 PAD, END = "<pad>", "<eot>"
@@ -35,7 +36,7 @@ def train(lines, vocabulary=VOCABULARY):
 
 
 def main():
-    train(corpus(source.concepts())).save(names.TOKENIZER, pretty=False)
+    train(corpus(emoji.concepts())).save(names.TOKENIZER, pretty=False)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,1 @@
+"""GCL: image, text and the two fused as one contrastive problem."""

@@ -1,0 +1,1 @@
+"""Cross-modal hashing: AHLR-R, DCHMT, DSPH."""

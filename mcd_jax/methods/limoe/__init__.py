@@ -1,0 +1,1 @@
+"""LIMoE: mixtures of experts over images and texts."""

@@ -1,0 +1,1 @@
+"""LOUPE: regions and phrases aligned by their interactions in a game."""

@@ -1,0 +1,1 @@
+"""m2-Mix and m3-Mix: geodesic mixtures as hard negatives."""

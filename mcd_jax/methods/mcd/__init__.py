@@ -1,0 +1,1 @@
+"""MCD: misalignment as a target."""

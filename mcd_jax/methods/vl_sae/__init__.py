@@ -1,0 +1,1 @@
+"""VL-SAE: sparse concepts of frozen encoders."""

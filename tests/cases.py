@@ -1,0 +1,121 @@
+"""What the tests know of each method, to build it at the size of a toy and to run it everywhere: a `Case`.
+
+Those of the single files of `methods/` are here. A method in a folder has its own in tests/methods/<folder>/tiny_<folder>.py, as
+CASES: name -> `Case`; `tiny` finds them for the folders that there are.
+"""
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import numpy as np
+
+SIZE, CONTEXT, VOCAB, EOT, BATCH = 16, 6, 32, 2, 8
+IMAGE = dict(name="resnet", widths=(8, 8), depths=(1, 1), stem_patch=4, mask_patch=4, norm="layer")
+TEXT = dict(name="text", width=8, depth=1, num_heads=2, mlp_dim=16)
+BERT = dict(name="bert", width=8, depth=1, num_heads=2, mlp_dim=16, spare_ids=1)
+
+
+class Case(NamedTuple):
+    """Of several methods composed, "mcd+gcl", options, model and formulas are those of each."""
+    golden: tuple = ()           # loss, gradient norm, update norm, parameter norm of the first step
+    formulas: Mapping = {}       # term -> fn(out) -> float, slowly in numpy; out["memory"] is the memory
+    options: Mapping = {}        # of config.objective
+    model: Mapping = {}          # of config.model, in place of IMAGE and TEXT where it says so
+    weights: Mapping = {}        # every term that a mesh could break
+    folders: tuple = ()          # of methods/ that it needs besides its own
+    slow: bool = False           # to compile: the whole matrix runs in make test-all only
+    quick: bool = False          # to compile: more of the matrix runs in make test
+    every_mesh: bool = False     # its parts are what others are made of
+    layers: tuple = ()           # entries of params that are transformer layers beside the towers
+    mesh: str = "2 data x 2 fsdp"
+    rtol: float = 2e-5           # of losses between meshes
+    steps: int = 1               # until every parameter has moved
+    lockable: bool = True        # whether a text tower can be locked in it
+    text_passes: int = 1         # of a locked text tower in each step
+
+
+def cross_entropy(logits):
+    """Mean of -log softmax at the diagonal, row by row, in float64."""
+    return np.mean([-(row[i] - np.log(np.sum(np.exp(row - row.max()))) - row.max()) for i, row in enumerate(logits)])
+
+
+def slow_clip(out):
+    logits = float(out["scale"]) * np.asarray(out["image"], np.float64) @ np.asarray(out["text"], np.float64).T
+    return (cross_entropy(logits) + cross_entropy(logits.T)) / 2
+
+
+def slow_siglip(out):
+    image, text = np.asarray(out["image"], np.float64), np.asarray(out["text"], np.float64)
+    total = 0.0
+    for i, x in enumerate(image):
+        for j, y in enumerate(text):
+            label = 1 if i == j else -1
+            total += np.log1p(np.exp(-label * (float(out["scale"]) * x @ y + float(out["bias"]))))
+    return total / len(image)
+
+
+def slow_ssl(out):
+    views = [np.asarray(out[k], np.float64) for k in ("view1", "view2")]
+    z = np.concatenate([v / np.linalg.norm(v, axis=1, keepdims=True) for v in views])
+    n, total = len(views[0]), 0.0
+    for i in range(2 * n):
+        others = [j for j in range(2 * n) if j != i]
+        scores = np.exp([z[i] @ z[j] / 0.1 for j in others])
+        total -= np.log(scores[others.index((i + n) % (2 * n))] / scores.sum())
+    return total / (2 * n)
+
+
+def slow_eclipse(out):
+    """KL of the averaged tower's softmaxed alignment matrix to the trained one's, mean over rows and over both directions."""
+    text = np.asarray(out["text"], np.float64)
+    teacher, student = (float(out["scale"]) * np.asarray(out[key], np.float64) @ text.T for key in ("teacher/image", "image"))
+    total = 0.0
+    for t, s in ((teacher, student), (teacher.T, student.T)):
+        for row, other in zip(t, s):
+            p, q = np.exp(row - row.max()), np.exp(other - other.max())
+            p, q = p / p.sum(), q / q.sum()
+            total += sum(a * (np.log(a) - np.log(b)) for a, b in zip(p, q)) / (2 * len(text))
+    return total
+
+
+def slow_alip(text, fit):
+    """The loss of pairs of image and `text`, each weighed by how it fits; averages that started at 1 have moved once."""
+    def loss(out):
+        z = {name: np.asarray(out[name], np.float64) for name in ("image", "text", "caption")}
+        pairs = {"text_caption": ("text", "caption"), "image_text": ("image", "text"), "image_caption": ("image", "caption")}
+        own = {}
+        for name, (a, b) in pairs.items():
+            inner = [x @ y for x, y in zip(z[a], z[b])]
+            mean = 0.99 * float(out["memory"]["fit"][name]) + 0.01 * np.mean(inner)
+            own[name] = [np.exp(x - mean) ** 2 for x in inner]
+        logits, total = float(out["scale"]) * z["image"] @ z[text].T, 0.0
+        for i, g in enumerate(own["text_caption"]):
+            weight = min(1, g) * (own[fit][i] if g < 1 else 1)
+            total += weight * sum(np.log(np.sum(np.exp(line))) - logits[i, i] for line in (logits[i], logits[:, i])) / 2
+        return total / len(logits)
+    return loss
+
+
+def slow_mp_nce(out):
+    """Of two image views and a text, each row's positives apart in their denominators; every row of every view is an anchor."""
+    views = {name: np.asarray(out[name], np.float64) for name in ("image", "augmented", "text")}
+    total = []
+    for a, x in views.items():
+        for i, row in enumerate(x):
+            def similarity(b, j, a=a, row=row):
+                kind = ("image_image", "image_text", "text_text")[(a == "text") + (b == "text")]
+                return float(out["scales"][kind]) * (row @ views[b][j] - float(out["biases"][kind]))
+            negatives = [np.exp(similarity(b, j)) for b in views for j in range(len(x)) if j != i]
+            total.append(np.mean([-np.log(np.exp(s) / (np.exp(s) + sum(negatives)))
+                                  for s in (similarity(b, i) for b in views if b != a)]))
+    return np.mean(total)
+
+
+CORE = {
+    "uniclip": Case((8.71325, 65.75863, 0.0633, 14.49261), {"mp_nce": slow_mp_nce}, dict(hidden=8)),
+    "alip": Case((0.52213, 21.03408, 0.06084, 12.9484), {"clip": slow_alip("text", "image_text"),
+                                                         "clip_caption": slow_alip("caption", "image_caption")}, text_passes=2),
+    "eclipse": Case((3.36042, 153.59349, 0.06053, 12.95059), {"clip": slow_clip, "distill": slow_eclipse}),
+    "clip": Case((2.78435, 146.79958, 0.06058, 12.94974), {"clip": slow_clip}, quick=True, every_mesh=True),
+    "siglip": Case((9.66278, 139.35451, 0.06058, 16.36142), {"siglip": slow_siglip}, model=dict(logit_bias=-10.0)),
+    "slip": Case((8.29516, 211.11763, 0.06405, 15.68711), {"clip": slow_clip, "ssl": slow_ssl}, dict(hidden=16, out_dim=8)),
+}
