@@ -159,7 +159,8 @@ def test_a_run_with_a_state_saves_it(cell, tmp_path, held, sent, processes, grou
     (INT, 0, False), (TERM, 0, False), (HUP, 0, False), (KILL, 0, False),
     (INT, 1, True), (INT, 2, True), (TERM, 2, True), (HUP, 1, True), (KILL, 1, True), (KILL, 2, False)])
 def test_a_run_that_waits_for_input_saves(cell, tmp_path, sent, processes, group):
-    argv = [*TRAIN, f"--config.data.processes={processes}", "--config.data.source.good=60"]
+    # one thread each: several would begin more batches than `good` rows complete
+    argv = [*TRAIN, f"--config.data.processes={processes}", "--config.data.workers=1", "--config.data.source.good=60"]
     reached = lambda: steps(tmp_path / "run")
     check_saved(sent, *cell(argv, "input", sent, group, "held.training:hold", reached), tmp_path / "run", 1)
 
