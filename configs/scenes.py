@@ -13,11 +13,12 @@ ORIGINAL = f"decode|crop({SIZE}, 0.6)"
 AUGMENTED = "decode|crop(48, 0.15, 0.5)|flip(0.5)"   # keeps or loses what the caption names
 CUT = f"decode(content='said')|crop({SIZE}, 0.3, 0.3, ratio=(1, 1))"   # of the evaluation: one area, one shape
 VENDORS = ("google", "twitter", "fluent")
+GROUPS = ("animals-nature", "food-drink", "activities")   # things, of which a scene can be: 315 concepts of training
 
 
 def source(split, examples, seed=0, vendors=(*VENDORS, "openmoji"), **more):
     """The source of scenes whose drawings are of a split of the embedded data set."""
-    return dict(name="scenes", source=emoji.source(split, vendors=vendors), size=96, examples=examples, seed=seed, **more)
+    return dict(name="scenes", source=emoji.source(split, vendors=vendors, groups=GROUPS), size=96, examples=examples, seed=seed, **more)
 
 
 def base(steps, views, left_out=""):

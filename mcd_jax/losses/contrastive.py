@@ -95,17 +95,21 @@ def sums(x: jax.Array, y: jax.Array, scale: float | jax.Array, allow: Callable |
                      jnp.sum(of_rows * raw_BC, axis=1), jnp.sum(of_keys * raw_BC, axis=0) if columns else None)
 
 
-def softmax(x: jax.Array, y: jax.Array, scale: float | jax.Array, implementation: str = "auto") -> jax.Array:
+def softmax(x: jax.Array, y: jax.Array, scale: float | jax.Array, implementation: str = "auto",
+            weights: jax.Array | None = None) -> jax.Array:
     """Symmetric InfoNCE, mean of the cross-entropies x -> y and y -> x over the batch, () float32, nats.
 
     Args:
       x, y: (B, D) unit rows; row i of x matches row i of y and no other.
       scale: () inverse temperature, exp(logit_scale).
+      weights: (B,) by which the cross-entropies of pair i are multiplied, or None: 1; no gradient.
 
     Source: Radford et al. 2021 (CLIP), figure 3. Both sides of every pair of the global batch get gradient.
     """
     rows, columns = lse(x, y, scale, implementation=implementation)
     positive = scale * matching(x, seen(y, implementation))
+    if weights is not None:
+        return jnp.mean(jax.lax.stop_gradient(weights) * 0.5 * (rows + columns - 2 * positive))
     return 0.5 * (jnp.mean(rows - positive) + jnp.mean(columns - positive))
 
 

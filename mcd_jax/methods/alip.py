@@ -71,9 +71,7 @@ def make(config: ConfigDict, extra_terms: Mapping[str, Callable] = {}) -> Object
 
     def weighed(text, weight):
         def loss(out):
-            rows, columns = contrastive.lse(out["image"], out[text], out["scale"], implementation=opts.implementation)
-            positive = out["scale"] * contrastive.matching(out["image"], contrastive.seen(out[text], opts.implementation))
-            return jnp.mean(out[weight] * 0.5 * (rows + columns - 2 * positive))
+            return contrastive.softmax(out["image"], out[text], out["scale"], opts.implementation, out[weight])
         return loss
 
     def on_batch(out, params, memory, batch, key, step):

@@ -143,6 +143,8 @@ def test_captions_and_languages_are_chosen(concepts):
     assert emoji.texts(bare, ("tags", "label: tags", "label")) == ["thing"]
     only = emoji.make({"name": "emoji", "split": "train", "vendors": "google"})
     assert len(only) == 1575 and only[7]["vendor"] == "google"
+    some = emoji.make({"name": "emoji", "split": "train", "groups": ("food-drink", "activities")})
+    assert {row["group"] for row in some} == {names.GROUPS.index(name) for name in ("food-drink", "activities")}
 
 
 @pytest.mark.parametrize("spec, sentence", [
@@ -153,6 +155,8 @@ def test_captions_and_languages_are_chosen(concepts):
     ({"languages": "tlh"}, "languages.*tlh.*choose from bn, da"),
     ({"vendors": ("apple",)}, "vendors.*apple.*google"),
     ({"split": "openmoji_test", "vendors": "google"}, "has no drawing by"),
+    ({"groups": "faces"}, "groups.*faces.*choose from smileys-emotion, people-body"),
+    ({"groups": "component"}, "has no drawing by .* of 'component'"),
     ({"sprit": "test"}, "no key 'sprit'.*it has name, split, captions"),
 ])
 def test_a_wrong_spec_is_refused_by_name(spec, sentence):

@@ -14,6 +14,7 @@ KEYS = {
     "captions": Key("str | tuple", ("label",), "label; tags: one caption for each tag; \"label: tags\": one caption of both"),
     "languages": Key("str | tuple", ("en",), f"of the captions: {', '.join(names.LANGUAGES)}"),
     "vendors": Key("str | tuple", tuple(names.VENDORS), "whose drawings"),
+    "groups": Key("str | tuple", names.GROUPS, f"of concepts: {', '.join(names.GROUPS)}"),
 }
 _LOCK = threading.Lock()
 
@@ -89,7 +90,7 @@ class Emoji:
 
     def __init__(self, spec):
         """spec: split ("train", "validation", "test", "openmoji_train", ...; joined by "+"), captions (any of
-        "label", "tags" (one caption per tag), "label: tags" (one caption)), languages, vendors (default: all).
+        "label", "tags" (one caption per tag), "label: tags" (one caption)), languages, vendors and groups (default: all).
 
         Raises ValueError naming the key and the possible values.
         """
@@ -100,14 +101,16 @@ class Emoji:
         captions = _choice(spec, "captions", CAPTIONS, ("label",))
         languages = _choice(spec, "languages", names.LANGUAGES, ("en",))
         vendors = _choice(spec, "vendors", names.VENDORS, names.VENDORS)
+        groups = {names.GROUPS.index(name) for name in _choice(spec, "groups", names.GROUPS, names.GROUPS)}
         if len(set(splits)) < len(splits):
             raise ValueError(f"data.source.split names a split twice: {spec['split']!r}")
         with _LOCK:
             by_key = {row["concept"]: row for row in _concepts()}
             self._rows = [(image, vendor, by_key[concept]) for split in splits
-                          for vendor, concept, image in _drawings(split) if vendor in vendors]
+                          for vendor, concept, image in _drawings(split) if vendor in vendors and by_key[concept]["group"] in groups]
         if not self._rows:
-            raise ValueError(f"data.source: split {spec.get('split', 'train')!r} has no drawing by {vendors}")
+            raise ValueError(f"data.source: split {spec.get('split', 'train')!r} has no drawing by {vendors}"
+                             + (f" of {spec['groups']!r}" if "groups" in spec else ""))
         self._texts = {row["concept"]: texts(row, captions, languages) for _, _, row in self._rows}
 
     def __len__(self):

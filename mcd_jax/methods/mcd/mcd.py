@@ -52,6 +52,9 @@ class Options(NamedTuple):
     sg_org: bool = False               # A11: stop the gradient through the original view
     sg_text: bool = False              # A11: stop the gradient through the caption
     scale_source: str = "teacher"      # A15: "teacher" | "augmentation" (labels from what it did) | "both" (mean of the two)
+    positive: str = "whole"            # A7: what an augmented view counts in clip_augmented: "whole" | "teacher" | "augmentation",
+                                       # the share of its caption that it keeps, as the teacher or the pipeline says; see `kept`
+    positive_power: float = 1.0        # A7: to which that share is taken
     eps: float = 1e-6                  # keeps the logarithm finite
     distill_temperature: float = 0.0   # A8: the teacher's temperature; 0: its learned one
     ssl_hidden: int = 512              # A9
@@ -63,7 +66,7 @@ class Options(NamedTuple):
 WEIGHTS = {"clip": 1.0, "misalignment": 1.0, "distill": 0.0, "clip_augmented": 0.0, "ssl": 0.0}   # A10, A8, A7, A9
 WARMUP = {"misalignment": "1 epoch"}                                                              # A12
 _CHOICES = {"loss": ("logratio", "smooth_l1"), "measure": ("sqdist", "logit"), "pairs": ("diag", "all"),
-            "scale_source": ("teacher", "augmentation", "both")}
+            "scale_source": ("teacher", "augmentation", "both"), "positive": ("whole", "teacher", "augmentation")}
 
 
 def _check(opts, towers):
@@ -79,6 +82,8 @@ def _check(opts, towers):
     if opts.scale_source != "teacher" and (opts.measure != "sqdist" or opts.pairs != "diag"):
         raise ValueError("config.objective.scale_source other than 'teacher' compares distances of matching pairs: "
                          "it needs measure='sqdist' and pairs='diag'")
+    if opts.positive_power < 0:
+        raise ValueError(f"config.objective.positive_power={opts.positive_power} must be at least 0")
     if opts.share_text and towers.both is not None:
         raise ValueError("config.objective.share_text=True needs a text tower of its own: config.model.shared is both in one")
 
@@ -168,6 +173,21 @@ def _label_ratio(opts, out, view):
     return log_ratio.label_log_ratio(out[f"target/{view}"], out[f"target/{opts.image}"], opts.eps)
 
 
+def _kept(opts, out, view):
+    """The share f32 (B,) of its caption that an augmented view keeps, in [0, 1], to the power of the options; None: all count 1.
+
+    By the teacher: the ratio of the exp-similarities of caption and augmented view to those of caption and original, at most 1. By
+    the pipeline: 1 less what the view lost, of a target y = 1 + loss.
+    """
+    if opts.positive == "whole":
+        return None
+    if opts.positive == "teacher":
+        ratio = log_ratio.log_ratio(out["teacher/text"], out[f"teacher/{view}"], out["teacher/image"], "logit",
+                                    scale=out["teacher/scale"])
+        return jnp.exp(-opts.positive_power * jnp.maximum(ratio, 0.0))
+    return jnp.clip(1.0 + out[f"target/{opts.image}"] - out[f"target/{view}"], 0.0, 1.0) ** opts.positive_power
+
+
 # ---- terms and metrics -----------------------------------------------------------------------------------------------------------
 
 
@@ -195,8 +215,8 @@ def _terms(opts):
             out["teacher/image"], out["teacher/text"], out[view], jax.lax.stop_gradient(out["text"]),
             1.0 / temperature, out["scale"], opts.implementation), views)
 
-    def clip(out, view="image"):
-        return contrastive.softmax(out[view], out["text"], out["scale"], opts.implementation)
+    def clip(out, view="image", weights=None):
+        return contrastive.softmax(out[view], out["text"], out["scale"], opts.implementation, weights)
 
     def simclr(out):
         return ssl.nt_xent(out[f"ssl/{views[0]}"], out[f"ssl/{views[1]}"], opts.ssl_temperature, opts.implementation)
@@ -204,7 +224,8 @@ def _terms(opts):
     return {"clip": clip,
             "misalignment": Term(misalignment, views=views, teacher=taught),
             "distill": Term(distilled, views=views, teacher=("image", "text")),
-            "clip_augmented": Term(lambda out: two_tower.mean_over_views(lambda view: clip(out, view), views), views=views),
+            "clip_augmented": Term(lambda out: two_tower.mean_over_views(lambda view: clip(out, view, _kept(opts, out, view)), views),
+                                   views=views, teacher=opts.positive == "teacher"),
             "ssl": Term(simclr, views=views, heads=("ssl",))}
 
 

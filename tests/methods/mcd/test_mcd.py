@@ -56,7 +56,7 @@ SWITCHES = [
     dict(mask_student=False), dict(keep_share=0.25), dict(share_text=True), dict(sg_org=True), dict(sg_text=True),
     dict(scale_source="augmentation"), dict(scale_source="both"), dict(augmented=("augmented", "augmented2")),
     dict(weights=dict(distill=1.0)), dict(weights=dict(clip_augmented=1.0)),
-    dict(weights=dict(ssl=1.0), augmented=("augmented", "augmented2")),
+    dict(weights=dict(clip_augmented=1.0), positive="teacher"), dict(weights=dict(ssl=1.0), augmented=("augmented", "augmented2")),
 ]
 
 
@@ -102,6 +102,25 @@ def test_scale_source_against_a_slow_formula(source, check):
     np.testing.assert_allclose(objective.terms["misalignment"](out), want, rtol=2e-4)
 
 
+@pytest.mark.parametrize("positive", ["teacher", "augmentation"])
+def test_what_an_augmented_positive_counts(positive):
+    """Each pair's cross-entropies times the share of its caption that the view keeps, pair by pair in numpy."""
+    objective, _, _, state, batch = tiny.build("mcd", positive=positive, positive_power=2.0, mask_student=False,
+                                               weights=dict(clip_augmented=1.0))
+    memory = {"teacher": jax.tree.map(lambda x: x * 1.1 + 0.01, state.memory["teacher"])}
+    batch = {**batch, "augmented/misalignment": 1 + np.linspace(0, 1.2, len(batch["text"]), dtype=np.float32)}
+    out = jax.device_get(objective.forward(state.params, memory, batch, jax.random.key(1), state.step))
+    if positive == "teacher":
+        kept = [min(1.0, np.exp(out["teacher/scale"] * (t @ a - t @ o))) for t, a, o in
+                zip(out["teacher/text"], out["teacher/augmented"], out["teacher/image"])]
+    else:
+        kept = [min(max(0.0, 1 + o - a), 1.0) for a, o in zip(batch["augmented/misalignment"], np.asarray(batch["image/misalignment"]))]
+    assert min(kept) < 0.9 * max(kept)
+    logits = out["scale"] * out["augmented"].astype(np.float64) @ out["text"].T
+    losses = [np.log(np.exp(logits[i]).sum()) + np.log(np.exp(logits[:, i]).sum()) - 2 * logits[i, i] for i in range(len(logits))]
+    np.testing.assert_allclose(objective.terms["clip_augmented"](out), np.mean(np.square(kept) * losses) / 2, rtol=1e-4)
+
+
 def test_the_term_is_float32_under_bfloat16_towers():
     cfg = tiny.config("mcd")
     cfg.model.dtype = "bfloat16"
@@ -118,6 +137,8 @@ def test_the_term_is_float32_under_bfloat16_towers():
     (dict(loss="l2"), "config.objective.loss='l2' must be one of logratio, smooth_l1"),
     (dict(keep_share=0.0), "config.objective.keep_share=0.0 must lie in"),
     (dict(augmented=()), "config.objective.augmented is empty"),
+    (dict(positive="truth"), "config.objective.positive='truth' must be one of whole, teacher, augmentation"),
+    (dict(positive_power=-1.0), "config.objective.positive_power=-1.0 must be at least 0"),
     (dict(scale_source="augmentation", pairs="all"), "needs measure='sqdist' and pairs='diag'"),
 ])
 def test_options_that_do_not_fit_are_refused(changes, words):
