@@ -11,6 +11,7 @@ import os
 from mcd_jax import config as config_lib
 
 SIZE, CONTEXT = 224, 77
+EPOCHS = dict(yfcc15m=32, cc3m=40)   # of published runs on these data
 ORIGINAL = f"decode|crop({SIZE}, 0.5)"
 AUGMENTED = f"decode|crop({SIZE}, 0.08)|jitter(0.4, 0.4, 0.4, 0.1, 0.8)|gray(0.2)|blur(0.5, method='pillow')|flip(0.5)"
 TEXT = f"caption('random')|tokenize({CONTEXT}, 'clip')"
@@ -81,3 +82,18 @@ def base(image, text, embed_dim, views, *, batch_size, steps, source, fsdp=1, re
     config.mesh = dict(slice=1, data=-1, fsdp=fsdp, tensor=1, expert=1)
     config.checkpoint = dict(every="5 percent", keep=2, best="")
     return config
+
+
+def published(arguments_text, views):
+    """The config of a published recipe for YFCC15M or CC3M: ViT-B/32 and CLIP's text tower, batch 4096. Not trained here.
+
+    Args:
+      arguments_text: what stands after the colon: data (a key of EPOCHS), image (variant of the tower), and as in `base`
+        batch_size, source, fsdp, remat.
+      views: of the batch, beside the text.
+    """
+    args = arguments(arguments_text, data="yfcc15m", image="B/32", batch_size=4096, source="", fsdp=1, remat="full")
+    data, image = args.pop("data"), args.pop("image")
+    config_lib.refuse_unknown(data, EPOCHS, "value of the argument data of this config")
+    args["source"] = args["source"] or f"data/{data}/*.array_record"
+    return base(image, "clip-B", 512, views, steps=f"{EPOCHS[data]} epochs", **args)

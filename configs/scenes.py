@@ -18,7 +18,8 @@ GROUPS = ("animals-nature", "food-drink", "activities")   # things, of which a s
 
 def source(split, examples, seed=0, vendors=(*VENDORS, "openmoji"), **more):
     """The source of scenes whose drawings are of a split of the embedded data set."""
-    return dict(name="scenes", source=emoji.source(split, vendors=vendors, groups=GROUPS), size=96, examples=examples, seed=seed, **more)
+    drawings = emoji.source(split, vendors=vendors, groups=GROUPS)
+    return dict(name="scenes", source=drawings, size=96, examples=examples, seed=seed, **more)
 
 
 def base(steps, views, left_out=""):

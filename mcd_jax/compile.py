@@ -28,6 +28,7 @@ from mcd_jax import config as config_lib
 from mcd_jax import job as job_lib
 from mcd_jax.config import overrides
 from mcd_jax.costs import flops, hlo
+from mcd_jax.data.views import Views
 
 KNOWN = {"v4": "2x2x1 to 8x8x8", "v5e": "1x1, 2x2, 2x4, 4x4, 4x8, 8x8, 8x16, 16x16", "v5p": "2x2x1 to 16x16x16",
          "v6e": "1x1, 2x2, 2x4, 4x4, 4x8, 8x8, 8x16, 16x16"}
@@ -59,8 +60,11 @@ def plan(config, devices, examples=10 ** 6):
     try:
         return job_lib.build(config, devices=devices), False
     except FileNotFoundError:
+        views = Views(config.data.views)
+        images, texts = {"image", *map(views.sources.get, views.images)}, {"text", *map(views.sources.get, views.tokens)}
         with config.unlocked():
-            config.data.source = dict(name="mcd_jax.data.sources.placeholder", examples=examples)
+            config.data.source = dict(name="mcd_jax.data.sources.placeholder", examples=examples, images=tuple(sorted(images)),
+                                      texts=tuple(sorted(texts)))
         return job_lib.build(config, devices=devices), True
 
 

@@ -106,8 +106,8 @@ class Emoji:
             raise ValueError(f"data.source.split names a split twice: {spec['split']!r}")
         with _LOCK:
             by_key = {row["concept"]: row for row in _concepts()}
-            self._rows = [(image, vendor, by_key[concept]) for split in splits
-                          for vendor, concept, image in _drawings(split) if vendor in vendors and by_key[concept]["group"] in groups]
+            self._rows = [(image, vendor, by_key[concept]) for split in splits for vendor, concept, image in _drawings(split)
+                          if vendor in vendors and by_key[concept]["group"] in groups]
         if not self._rows:
             raise ValueError(f"data.source: split {spec.get('split', 'train')!r} has no drawing by {vendors}"
                              + (f" of {spec['groups']!r}" if "groups" in spec else ""))

@@ -218,14 +218,16 @@ def _terms(opts):
     def clip(out, view="image", weights=None):
         return contrastive.softmax(out[view], out["text"], out["scale"], opts.implementation, weights)
 
+    def augmented_positives(out):
+        return two_tower.mean_over_views(lambda view: clip(out, view, _kept(opts, out, view)), views)
+
     def simclr(out):
         return ssl.nt_xent(out[f"ssl/{views[0]}"], out[f"ssl/{views[1]}"], opts.ssl_temperature, opts.implementation)
 
     return {"clip": clip,
             "misalignment": Term(misalignment, views=views, teacher=taught),
             "distill": Term(distilled, views=views, teacher=("image", "text")),
-            "clip_augmented": Term(lambda out: two_tower.mean_over_views(lambda view: clip(out, view, _kept(opts, out, view)), views),
-                                   views=views, teacher=opts.positive == "teacher"),
+            "clip_augmented": Term(augmented_positives, views=views, teacher=opts.positive == "teacher"),
             "ssl": Term(simclr, views=views, heads=("ssl",))}
 
 

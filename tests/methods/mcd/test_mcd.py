@@ -114,7 +114,8 @@ def test_what_an_augmented_positive_counts(positive):
         kept = [min(1.0, np.exp(out["teacher/scale"] * (t @ a - t @ o))) for t, a, o in
                 zip(out["teacher/text"], out["teacher/augmented"], out["teacher/image"])]
     else:
-        kept = [min(max(0.0, 1 + o - a), 1.0) for a, o in zip(batch["augmented/misalignment"], np.asarray(batch["image/misalignment"]))]
+        targets = (np.asarray(batch[f"{view}/misalignment"]) for view in ("augmented", "image"))
+        kept = [min(max(0.0, 1 + o - a), 1.0) for a, o in zip(*targets)]
     assert min(kept) < 0.9 * max(kept)
     logits = out["scale"] * out["augmented"].astype(np.float64) @ out["text"].T
     losses = [np.log(np.exp(logits[i]).sum()) + np.log(np.exp(logits[:, i]).sum()) - 2 * logits[i, i] for i in range(len(logits))]

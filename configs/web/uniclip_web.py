@@ -1,0 +1,14 @@
+"""UniCLIP-style pretraining on web pairs: a reconstruction, see `mcd_jax/methods/uniclip.py`.
+
+mcd-jax train --config=uniclip_web:data=yfcc15m,source=/data/yfcc15m/*.array_record --workdir=gs://my-bucket/runs/uniclip
+
+Arguments after the colon: `pretrain.published`. Not trained here: compiled ahead of time only (docs/sharding.md).
+"""
+from mcd_jax import config as config_lib
+from mcd_jax.configs import pretrain
+
+
+def get_config(arguments=""):
+    config = pretrain.published(arguments, dict(image=pretrain.ORIGINAL, augmented=pretrain.AUGMENTED))
+    config.objective = config_lib.objective("uniclip")
+    return config
