@@ -121,7 +121,8 @@ def slow_filip(out):
 
 
 CORE = {
-    "filip": Case((0, 0, 0, 0), {"filip": slow_filip, "clip": slow_clip}, dict(token_width=8, weights=dict(clip=0.5))),
+    "filip": Case((4.9686, 118.61741, 0.06163, 13.73134), {"filip": slow_filip, "clip": slow_clip},
+                  dict(token_width=8, weights=dict(clip=0.5))),
     "uniclip": Case((8.71325, 65.75863, 0.0633, 14.49261), {"mp_nce": slow_mp_nce}, dict(hidden=8)),
     "alip": Case((0.52213, 21.03408, 0.06084, 12.9484), {"clip": slow_alip("text", "image_text"),
                                                          "clip_caption": slow_alip("caption", "image_caption")}, text_passes=2),

@@ -104,8 +104,8 @@ def make_embed(objective: Objective, weights_from: str = "params", batch_size: i
 @functools.cache
 def _say_untrained():
     """Once."""
-    logging.warning("this run's objective trained no pooled embeddings, and these are such: it compares tokens, as evaluations of "
-                    "retrieval and zero-shot classification do")
+    logging.warning("this run's objective trained no pooled embeddings, and these are such: it compares tokens, and so do its "
+                    "evaluations of retrieval and zero-shot classification")
 
 
 def on_mesh(job: Any, weights_from: str = "params", batch_size: int = 256, heads: tuple[str, ...] = ("embed",)) -> Callable:

@@ -19,7 +19,8 @@ from mcd_jax.config.keys import Key
 CHOICES = ("auto", "pooled", "token_wise")
 KEY = Key("str", "auto", "pooled | token_wise | auto: token_wise where the objective trains no pooled embeddings")
 HEAD = "token_wise"
-BLOCK_FLOATS = 2 ** 24   # similarities of tokens that are held at a time, at most, while a block has several queries
+BLOCK_FLOATS = 2 ** 22   # similarities of tokens that are held at a time, at most, while a block has several queries
+_STEP = 4                # blocks of shorter texts have fewer tokens, a multiple of this
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,13 +79,16 @@ def scores(queries: np.ndarray | Tokens, candidates: np.ndarray | Tokens) -> np.
     if not isinstance(queries, Tokens):
         return queries @ candidates.T
     out = np.zeros((len(queries), len(candidates)), np.float32)
+    lengths = np.max(np.where(candidates.found, np.arange(1, candidates.found.shape[1] + 1)[None], 1), axis=1)
+    order = np.argsort(lengths, kind="stable")
     side = max(1, int((BLOCK_FLOATS / (queries.tokens.shape[1] * candidates.tokens.shape[1])) ** 0.5))
-    for start in range(0, len(out), side):
-        own = _padded(queries[start:start + side], min(side, len(out)))
-        for at in range(0, out.shape[1], side):
-            other = _padded(candidates[at:at + side], min(side, out.shape[1]))
-            block = out[start:start + side, at:at + side]
-            block[:] = np.asarray(_block()(own.tokens, own.weight, other.tokens, other.found))[:block.shape[0], :block.shape[1]]
+    for at in range(0, len(order), side):
+        some = order[at:at + side]
+        other, most = _padded(candidates[some], min(side, len(order))), -(-lengths[some[-1]] // _STEP) * _STEP
+        for start in range(0, len(out), side):
+            own = _padded(queries[start:start + side], min(side, len(out)))
+            block = _block()(own.tokens, own.weight, other.tokens[:, :most], other.found[:, :most])
+            out[start:start + side, some] = np.asarray(block)[:len(out) - start, :len(some)]
     return out
 
 
@@ -95,6 +99,18 @@ def grouped(queries: np.ndarray | Tokens, candidates: np.ndarray | Tokens, owner
     parts = [np.add.reduceat(scores(queries[start:start + chunk], candidates)[:, order], first, axis=1) / sizes[None]
              for start in range(0, len(queries), chunk)]
     return np.concatenate(parts) if parts else np.zeros((0, len(first)))
+
+
+def distances(texts: Tokens, images: Tokens) -> np.ndarray:
+    """2 - (image to text + text to image) of each text with its images, (n, V) float64: as |a - b|^2 of unit vectors.
+
+    images: of n * V rows, those of a text together.
+    """
+    looks, found = len(images) // len(texts), []
+    for i in range(len(texts)):
+        one, own = texts[i:i + 1], images[i * looks:(i + 1) * looks]
+        found.append(2 - scores(one, own)[0].astype(np.float64) - scores(own, one)[:, 0])
+    return np.stack(found)
 
 
 def _padded(some, size):

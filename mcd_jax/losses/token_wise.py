@@ -19,7 +19,7 @@ from mcd_jax.losses import contrastive
 from mcd_jax.sharding import ring_logits
 
 PADS = ("masked", "zero", "counted")
-TILE_FLOATS = 2 ** 24   # token similarities of a tile of several rows, at most: 64 MiB; a gradient holds a few such arrays
+TILE_FLOATS = 2 ** 22   # token similarities of a tile of several rows, at most: 16 MiB; a gradient holds a few such arrays
 _NEVER = -1e30          # the similarity of a word that is not looked at; finite, so that nothing turns into NaN
 
 

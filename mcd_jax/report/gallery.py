@@ -47,7 +47,7 @@ def gather(workdir, instance="", queries=8, top=10, images=2, seed=0):
         chosen = _choose(evals.get("misalignment") or {}, "heldout_vendor")
         if chosen:
             settings = evals["misalignment"][chosen]
-            found["augmented"] = augmented(_embed(run, settings, state), settings, chosen, images, rng)
+            found["augmented"] = augmented(_embed(run, settings, state, f"misalignment.{chosen}"), settings, chosen, images, rng)
         return found
 
 
@@ -67,11 +67,10 @@ def _source(settings, names, instance):
         raise NoImages(str(error)) from error
 
 
-def _embed(run, settings, state, compared=""):
-    """An embedding of batches; compared: the instance, if it compares images and texts by a `similarity`."""
+def _embed(run, settings, state, instance):
+    """The embedding of batches that an instance compares."""
     embed = embedder_lib.on_mesh(run, settings.get("weights_from") or "params", settings.get("batch_size", 256))
-    if compared:
-        embed = similarity.using(embed, settings.get("similarity", "auto"), compared)
+    embed = similarity.using(embed, settings.get("similarity", "auto"), instance)
     return lambda _, batch: embed(state, batch)
 
 

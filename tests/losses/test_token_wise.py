@@ -37,7 +37,7 @@ def tokens(size=B, seed=0):
 @pytest.mark.parametrize("pads, first, value", [("masked", (0.385736, 0.279455, 0.262767), 0.717091),
                                                 ("zero", (0.385736, 0.279455, 0.314551), 0.674279),
                                                 ("counted", (0.385736, 0.338401, 0.343792), 0.588120)])
-def test_three_images_and_texts(pads, first, value, implementation):
+def test_filip_three_images_and_texts(pads, first, value, implementation):
     patches, words, valid = of_reference()
     words = token_wise.words(jnp.asarray(words), jnp.asarray(valid), pads)
     to_text, to_image = token_wise.similarities(patches, words)
@@ -48,7 +48,7 @@ def test_three_images_and_texts(pads, first, value, implementation):
 
 
 @pytest.mark.parametrize("implementation", ["gather", "ring"])
-def test_tokens_selected_as_in_the_released_code(implementation):
+def test_filip_tokens_selected_as_in_the_released_code(implementation):
     patches, words, valid = of_reference()
     words = token_wise.words(jnp.asarray(words), jnp.asarray(valid), "counted")
     some, chosen = token_wise.select_tokens(jnp.asarray(patches), words, 2)
@@ -95,7 +95,7 @@ def both(fn, mesh, args, **how):
 @pytest.mark.parametrize("mesh", MESHES)
 @pytest.mark.parametrize("pads, implementation", [("masked", "ring"), ("masked", "gather"), ("zero", "ring"),
                                                   ("counted", "gather")])
-def test_equals_the_dense_formula(pads, implementation, mesh, monkeypatch):
+def test_filip_equals_the_dense_formula(pads, implementation, mesh, monkeypatch):
     """Value and gradients, in tiles of 3 rows: no number of devices here divides evenly."""
     monkeypatch.setattr(token_wise, "TILE_FLOATS", 3 * 3 * P * Q + 1)
     patches, words, valid = tokens()
@@ -104,7 +104,7 @@ def test_equals_the_dense_formula(pads, implementation, mesh, monkeypatch):
     close(both(tiled, mesh, args, pads=pads, implementation=implementation), both(dense, "1", args, pads=pads))
 
 
-def test_selected_tokens_on_devices(monkeypatch):
+def test_filip_selected_tokens_on_devices(monkeypatch):
     monkeypatch.setattr(token_wise, "TILE_FLOATS", 3 * 3 * P * Q)
     patches, words, valid = tokens()
     args = patches, words, jnp.float32(6.0), valid
@@ -113,7 +113,7 @@ def test_selected_tokens_on_devices(monkeypatch):
     assert abs(float(want[0]) - float(dense(*args))) > 0.01
 
 
-def test_padding_never_wins_and_learns_nothing():
+def test_filip_padding_never_wins_and_learns_nothing():
     """Padding that equals every patch would win each search."""
     patches, words, valid = tokens()
     words = jnp.where(valid[:, :, None], words, patches[:, :1])
@@ -130,7 +130,7 @@ def test_padding_never_wins_and_learns_nothing():
         token_wise.words(words, valid, "none")
 
 
-def test_words_can_travel_as_bfloat16():
+def test_filip_words_can_travel_as_bfloat16():
     patches, words, valid = tokens()
     rounded = words.astype(jnp.bfloat16).astype(jnp.float32)
     np.testing.assert_allclose(tiled(patches, words, 50.0, valid, implementation="ring_bf16"),
@@ -146,7 +146,7 @@ def compiled(implementation, size, devices=4, patches=7, words=9):
 
 
 @pytest.mark.parametrize("implementation", ["ring", "gather"])
-def test_memory_grows_with_the_rows_of_a_device(implementation, monkeypatch):
+def test_filip_memory_grows_with_the_rows_of_a_device(implementation, monkeypatch):
     """Twice the batch is four times the similarities; a device holds twice as many tokens, and gathered two logits of a pair."""
     monkeypatch.setattr(token_wise, "TILE_FLOATS", 16 * 16 * 7 * 9)
     small, large = (compiled(implementation, n).memory_analysis().temp_size_in_bytes for n in (512, 1024))
@@ -154,7 +154,7 @@ def test_memory_grows_with_the_rows_of_a_device(implementation, monkeypatch):
     assert large - logits < 2.1 * small and large < 4 * 1024 * 1024 * 7 * 9 / 4 / 2, (small, large)
 
 
-def test_what_travels():
+def test_filip_what_travels():
     """Ring: words and their sums, words and their gradient; gathered: once ahead of the loop, and their gradient once behind it."""
     found = hlo.collectives(compiled("ring", 64).as_text())
     assert set(found) == {"collective-permute", "all-reduce"} and found["all-reduce"]["bytes"] <= 64, found
