@@ -158,3 +158,5 @@ def test_filip_what_travels():
     """Ring: words and their sums, words and their gradient; gathered: once ahead of the loop, and their gradient once behind it."""
     found = hlo.collectives(compiled("ring", 64).as_text())
     assert set(found) == {"collective-permute", "all-reduce"} and found["all-reduce"]["bytes"] <= 64, found
+    text = compiled("gather", 64).as_text()
+    assert "all-gather" in hlo.collectives(text) and not hlo.collectives(text, loops_only=True)
