@@ -110,7 +110,19 @@ def slow_mp_nce(out):
     return np.mean(total)
 
 
+def slow_filip(out):
+    """Every patch's best word among those that are no padding, and every such word's best patch; padding is at the end."""
+    images, texts = np.asarray(out["image_tokens"], np.float64), np.asarray(out["text_tokens"], np.float64)
+    words = [text[:round(1 / weight[0])] for text, weight in zip(texts, np.asarray(out["text_weight"]))]
+    to_text = [[np.mean([max(patch @ word for word in own) for patch in image]) for own in words] for image in images]
+    to_image = [[np.mean([max(word @ patch for patch in image) for word in own]) for image in images] for own in words]
+    scale = float(out["token_scale"])
+    return (cross_entropy(scale * np.array(to_text)) + cross_entropy(scale * np.array(to_image))) / 2
+
+
 CORE = {
+    "filip": Case((4.9686, 118.61741, 0.06163, 13.73134), {"filip": slow_filip, "clip": slow_clip},
+                  dict(token_width=8, weights=dict(clip=0.5))),
     "uniclip": Case((8.71325, 65.75863, 0.0633, 14.49261), {"mp_nce": slow_mp_nce}, dict(hidden=8)),
     "alip": Case((0.52213, 21.03408, 0.06084, 12.9484), {"clip": slow_alip("text", "image_text"),
                                                          "clip_caption": slow_alip("caption", "image_caption")}, text_passes=2),

@@ -106,7 +106,12 @@ def open_run(workdir, weights_from="params", step=None):
     if "shared" in config.model:
         raise ValueError(f"{workdir}: one tower for both modalities (config.model.shared) has no counterpart in other libraries; "
                          "`mcd-jax embed` stores what it makes of your data")
-    if behind := job_lib.objective_of(config).behind:
+    objective = job_lib.objective_of(config)
+    if not objective.pooled:
+        raise ValueError(f"{workdir}: {config_lib.title(config.objective)} trained no pooled embeddings, and other libraries have "
+                         "nothing else: give a term of them a weight in config.objective.weights, or compose it with a method that "
+                         "trains them")
+    if behind := objective.behind:
         raise ValueError(f"{workdir}: {config_lib.title(config.objective)} embeds the {' and the '.join(behind)} by a head behind "
                          "the tower, which other libraries don't have: train without it, where config.objective has an option "
                          "for that, or store embeddings with `mcd-jax embed`")

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 import functools
 from typing import Any
 
+from absl import logging
 import jax
 import numpy as np
 
@@ -58,11 +59,14 @@ def make_embed(objective: Objective, weights_from: str = "params", batch_size: i
       ("image", "text": unit; "image_raw", "text_raw") to (n, D) float32 numpy arrays, of the modalities in the batch. With `held`
       it has the attributes held, batch_size and exchange: a batch of at most `batch_size` rows of which each process has filled
       its own -> the whole, in every process. gives(state, batch) -> the head's keys for such a batch, a set; nothing is compiled.
-      heads: the names of all of the objective's heads; head(name) -> such a function of another one, else ValueError.
+      heads: the names of all of the objective's heads; head(name) -> such a function of another one, else ValueError. pooled: the
+      objective's.
     """
     head = jax.jit(_together(objective, heads))  # the same function again shares what is compiled
 
     def embed(state, batch):
+        if not objective.pooled and "embed" in heads:
+            _say_untrained()
         params = parameters(state, weights_from)
         sizes = {key: len(value) for key, value in batch.items()}
         rows = next(iter(sizes.values()), 0)
@@ -91,10 +95,17 @@ def make_embed(objective: Objective, weights_from: str = "params", batch_size: i
             raise ValueError(f"this run's objective has no head {name!r}: it has {', '.join(objective.heads)}")
         return make_embed(objective, weights_from, batch_size, place, held, (name,))
 
-    embed.gives, embed.heads, embed.head = gives, frozenset(objective.heads), other
+    embed.gives, embed.heads, embed.head, embed.pooled = gives, frozenset(objective.heads), other, objective.pooled
     if held is not None:
         embed.held, embed.batch_size, embed.exchange = np.asarray(held), batch_size, exchange
     return embed
+
+
+@functools.cache
+def _say_untrained():
+    """Once."""
+    logging.warning("this run's objective trained no pooled embeddings, and these are such: it compares tokens, and so do its "
+                    "evaluations of retrieval and zero-shot classification")
 
 
 def on_mesh(job: Any, weights_from: str = "params", batch_size: int = 256, heads: tuple[str, ...] = ("embed",)) -> Callable:

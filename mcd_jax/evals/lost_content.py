@@ -16,13 +16,14 @@ of n images; those of images whose crops all lose the same are in the first figu
   bad                 images that can't be read and are left out, when there are any
 
 Instance: source, where, n (images, evenly spaced), looks, views (pipes of "image", the whole image, and of "text"), cut (the pipe
-of a crop, such as "decode(content='said')|crop(64, 0.3, 0.3, ratio=(1, 1))"), eps.
+of a crop, such as "decode(content='said')|crop(64, 0.3, 0.3, ratio=(1, 1))"), eps, similarity (as in `misalignment`).
 """
 import numpy as np
 
 from mcd_jax.config.keys import NEEDED, Key
 from mcd_jax.data import pipeline
 from mcd_jax.evals import misalignment, rows
+from mcd_jax.evals import similarity as similarity_lib
 
 KEYS = {
     "source": Key("source", NEEDED, "of pairs, with what their captions say: scenes"),
@@ -32,6 +33,7 @@ KEYS = {
     "views": Key("map of str", {}, "pipes of image (the whole image) and text; left out: as in training, without randomness"),
     "cut": Key("str", NEEDED, "of a crop that reports the truth: \"decode(content='said')|crop(64, 0.3, 0.3, ratio=(1, 1))\""),
     "eps": Key("float", 1e-6, "keeps the logarithm finite"),
+    "similarity": similarity_lib.KEY,
 }
 _BOXES = ("boxes", "named")
 
@@ -80,9 +82,8 @@ def measure(embed, state, source, compiled, looks, batch_size, indices, eps=1e-6
             raise ValueError(f"config.evals.lost_content: the crops of `cut` have {batch[names[0]].shape[1:3]} pixels and the view "
                              f"'image' has {batch['image'].shape[1:3]}: both need one size")
         seen = np.stack([batch["image"], *(batch[name] for name in names)], axis=1)
-        vectors = embed(state, {"image": seen.reshape(-1, *seen.shape[2:])})["image"].reshape(*seen.shape[:2], -1)
         boxes = np.stack([batch[f"{name}/params"][:, :4] for name in names], 1)   # left, top, width, height
-        found = {"": misalignment.predicted(embed(state, {"text": batch["text"]})["text"], vectors[:, 1:], vectors[:, 0], eps),
+        found = {"": misalignment.log_ratios(embed, state, batch["text"], seen, eps),
                  "area": 1 - boxes[..., 2] * boxes[..., 3],
                  "pixel": np.sqrt(np.mean((seen[:, 1:].astype(np.float32) - seen[:, :1]) ** 2, axis=(2, 3, 4)))}
         if _BOXES[0] in batch:
@@ -105,6 +106,8 @@ def make(config, name):
     where, looks = dict(config.get("where") or {}), config.get("looks", 8)
     if isinstance(looks, bool) or not isinstance(looks, int) or looks < 2:
         raise ValueError(f"config.evals.{instance}.looks={looks!r} must be a whole number from 2")
+    similarity = config.get("similarity", "auto")
+    similarity_lib.check(similarity, instance)
     source = rows.open_source(config["source"], where, instance)
     pipes = dict(config["views"])
     rows.pick(pipes, ["image", "text"], instance)
@@ -119,6 +122,7 @@ def make(config, name):
 
     def evaluate(embed, state):
         chosen = rows.sample(source, where, config.get("n", 256), instance)
+        embed = similarity_lib.using(embed, similarity, instance)
         measured = measure(embed, state, source, compiled, looks, config.get("batch_size", 64), chosen, config.get("eps", 1e-6))
         return rows.with_bad(figures(*measured), np.arange(len(chosen)) < len(measured[1]))
 

@@ -4,8 +4,9 @@ The predicted misalignment of an augmented view v' of image v with caption w is 
 
   r = log(D(w, v') + eps) - log(D(w, v) + eps),   D(a, b) = |a - b|^2 of unit vectors, 0 = no further from the caption than before
 
-and compared with the severity that the pipeline reports for the view. n images x kinds of augmentation x levels. Figures, over all
-views and again per kind as "<kind>/...":
+(token by token, where `similarity` says so: 2 less the similarities of both directions), and compared with the severity that the
+pipeline reports for the view. n images x kinds of augmentation x levels. Figures, over all views and again per kind as
+"<kind>/...":
 
   spearman            rank correlation of r with severity over all views of all images
   spearman_per_image  the same within one image, averaged over the images (0 for an image whose r are all equal)
@@ -16,7 +17,8 @@ views and again per kind as "<kind>/...":
   bad                 images that can't be read and are left out, when there are any
 
 Instance: source, where, n (images, evenly spaced), views (pipes of "image", the untouched view, and of "text"), kinds, levels
-(rising), augmented (a pipe with "{kind}" and "{level}" in it, such as "decode|resize(64)|severity('{kind}', {level})"), eps.
+(rising), augmented (a pipe with "{kind}" and "{level}" in it, such as "decode|resize(64)|severity('{kind}', {level})"), eps,
+similarity (see `evals.similarity`).
 """
 import numpy as np
 from scipy import stats
@@ -24,6 +26,7 @@ from scipy import stats
 from mcd_jax.config.keys import NEEDED, Key
 from mcd_jax.data import pipeline
 from mcd_jax.evals import rows
+from mcd_jax.evals import similarity as similarity_lib
 
 KEYS = {
     "source": Key("source", NEEDED, "of pairs"),
@@ -34,6 +37,7 @@ KEYS = {
     "levels": Key("tuple", NEEDED, "of each, rising"),
     "augmented": Key("str", NEEDED, "a pipe with {kind} and {level} in it: \"decode|resize(64)|severity('{kind}', {level})\""),
     "eps": Key("float", 1e-6, "keeps the logarithm finite"),
+    "similarity": similarity_lib.KEY,
 }
 
 
@@ -43,6 +47,17 @@ def predicted(text, augmented, original, eps=1e-6):
     far = np.sum((text[:, None] - augmented) ** 2, axis=-1)
     near = np.sum((text - original) ** 2, axis=-1)
     return np.log(far + eps) - np.log(near + eps)[:, None]
+
+
+def log_ratios(embed, state, texts, looks, eps=1e-6):
+    """r (n, V - 1) of views of images, looks uint8 (n, V, H, W, 3), the first of which is untouched, and tokens of texts (n, L)."""
+    seen = similarity_lib.rows_of(embed(state, {"image": looks.reshape(-1, *looks.shape[2:])}), "image")
+    words = similarity_lib.rows_of(embed(state, {"text": texts}), "text")
+    if isinstance(words, similarity_lib.Tokens):
+        far = np.log(similarity_lib.distances(words, seen) + eps)
+        return far[:, 1:] - far[:, :1]
+    seen = seen.reshape(*looks.shape[:2], -1)
+    return predicted(words, seen[:, 1:], seen[:, 0], eps)
 
 
 def spearman(x, y):
@@ -104,8 +119,7 @@ def measure(embed, state, source, compiled, count, batch_size, indices, eps=1e-6
     names, parts = [f"v{i}" for i in range(count)], []
     for batch in pipeline.sequential(source, compiled, batch_size, seed=0, indices=indices):
         looks = np.stack([batch["image"], *(batch[name] for name in names)], axis=1)
-        seen = embed(state, {"image": looks.reshape(-1, *looks.shape[2:])})["image"].reshape(*looks.shape[:2], -1)
-        r = predicted(embed(state, {"text": batch["text"]})["text"], seen[:, 1:], seen[:, 0], eps)
+        r = log_ratios(embed, state, batch["text"], looks, eps)
         pixel = [np.sqrt(np.mean((batch[name].astype(np.float32) - batch["image"]) ** 2, axis=(1, 2, 3))) for name in names]
         severity = [batch[f"{name}/misalignment"] for name in names]
         parts.append(tuple(part[~batch["bad"]] for part in (r, np.stack(pixel, 1), np.stack(severity, 1))))
@@ -118,9 +132,12 @@ def make(config, name):
     where = dict(config.get("where") or {})
     source = rows.open_source(config["source"], where, instance)
     compiled, count = views(config, instance)
+    similarity = config.get("similarity", "auto")
+    similarity_lib.check(similarity, instance)
 
     def evaluate(embed, state):
         chosen = rows.sample(source, where, config.get("n", 256), instance)
+        embed = similarity_lib.using(embed, similarity, instance)
         measured = measure(embed, state, source, compiled, count, config.get("batch_size", 64), chosen, config.get("eps", 1e-6))
         return rows.with_bad(figures(*measured, list(config["kinds"]), list(config["levels"])),
                              np.arange(len(chosen)) < len(measured[0]))

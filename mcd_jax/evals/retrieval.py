@@ -2,10 +2,10 @@
 
 What an instance may say is KEYS.
 
-A query is answered at k when any candidate that matches it is among the k nearest by cosine: every caption asks for its image, and
-an image is answered by any of its captions, as in the published figures for COCO and Flickr30k (clip_benchmark's rule: the share of
-queries whose recall among the k highest scores is above 0). Candidates that tie with the best match count as nearer, so a collapsed
-network scores 0, not 1. Rows that can't be used (a corrupt image) neither ask
+A query is answered at k when any candidate that matches it is among the k nearest: every caption asks for its image, and an image
+is answered by any of its captions, as in the published figures for COCO and Flickr30k (clip_benchmark's rule: the share of queries
+whose recall among the k highest scores is above 0). Nearness is the cosine, or token by token (`similarity`). Candidates that tie
+with the best match count as nearer, so a collapsed network scores 0, not 1. Rows that can't be used (a corrupt image) neither ask
 nor answer; "bad" is their number, given when there are any.
 """
 import itertools
@@ -16,6 +16,7 @@ import numpy as np
 
 from mcd_jax.config.keys import NEEDED, Key
 from mcd_jax.evals import rows
+from mcd_jax.evals import similarity as similarity_lib
 
 KEYS = {
     "source": Key("source", NEEDED, "its rows are the image candidates; the first row of each value of `match` gives the text "
@@ -28,6 +29,7 @@ KEYS = {
     "without": Key("dict | None", None, "{a name: a column}: the same figures once more under that name, without the rows where "
                    "the column is true"),
     "ks": Key("tuple", (1, 5, 10), "the k of R@k"),
+    "similarity": similarity_lib.KEY,
 }
 
 
@@ -35,7 +37,7 @@ def ranks(queries, candidates, query_ids, candidate_ids, chunk=1024):
     """Rank of the nearest matching candidate for each query, 1 = first; ties count against it.
 
     Args:
-      queries: (Q, D) float32 unit embeddings; candidates: (N, D).
+      queries: (Q, D) float32 unit embeddings; candidates: (N, D). Or `similarity.Tokens` of both.
       query_ids: (Q,) ids; candidate_ids: (N,) ids. A candidate matches a query when the ids are equal.
       chunk: queries per block; memory is chunk * N floats.
 
@@ -51,7 +53,7 @@ def ranks(queries, candidates, query_ids, candidate_ids, chunk=1024):
         raise ValueError(f"{int(lost.sum())} of {len(query_ids)} queries match no candidate, such as id {query_ids[lost][0]}")
     found = []
     for start in range(0, len(queries), chunk):
-        scores = queries[start:start + chunk] @ candidates.T
+        scores = similarity_lib.scores(queries[start:start + chunk], candidates)
         match = query_ids[start:start + chunk, None] == candidate_ids[None, :]
         best = np.max(np.where(match, scores, -np.inf), axis=1, keepdims=True)
         nearer = ~(scores < best) & ~match  # not "scores >= best": an embedding with a NaN then ranks last
@@ -77,7 +79,7 @@ def chance(query_ids, candidate_ids, ks=(1, 5, 10)):
 
 class Side(NamedTuple):
     """One modality: unit rows (n, D), their ids (n,), which of them act as queries (n,), and other masks (n,) by name."""
-    rows: np.ndarray
+    rows: np.ndarray | similarity_lib.Tokens
     ids: np.ndarray
     asks: np.ndarray
 
@@ -116,20 +118,21 @@ def captions(source, indices, n=None):
 
 def make(config, name):
     """fn(embed, state) -> {"text_to_image/R@1": ..., "no_flags/text_to_image/R@1": ...}; `config`: see the module."""
-    collect, score = parts(config, name)
+    collect, score = parts(config, name, config.get("similarity", "auto"))
     return lambda embed, state: score(*collect(embed, state))
 
 
-def parts(config, name):
-    """The two halves of `make`, for who changes the embeddings in between.
+def parts(config, name, similarity="pooled"):
+    """The two halves of `make`, for who changes the embeddings in between. similarity: in place of the config's.
 
     Returns:
       collect(embed, state) -> (image (n, D), text (m, D), rest): unit rows that can be used, and what else the figures need;
-      score(image, text, rest) -> the figures.
+      score(image, text, rest) -> the figures. Of another similarity than pooled rows may be `similarity.Tokens`.
     """
     instance = f"retrieval.{name}"
     match, queries = config.get("match"), dict(config.get("queries") or {})
     without, ks = dict(config.get("without") or {}), tuple(config.get("ks", (1, 5, 10)))
+    similarity_lib.check(similarity, instance)
     needed = {*queries, *without.values(), *([match] if match else [])}
     source = rows.open_source(config["source"], needed, instance)
     image_view, text_view = (rows.pick(config["views"], [key], instance) for key in ("image", "text"))
@@ -145,6 +148,7 @@ def parts(config, name):
         ids = table[match] if match else np.arange(len(source))
         asks = rows.select({**table, "": ids}, queries, instance)
         _, first = np.unique(ids, return_index=True)
+        embed = similarity_lib.using(embed, similarity, instance)
         image, image_good = rows.encode(embed, state, source, image_view, ["image"], size)
         if texts == "first":
             owner = first
@@ -157,7 +161,7 @@ def parts(config, name):
         rest = {"ids": ids, "asks": asks, "image": np.flatnonzero(image_good), "text": owner[text_good],   # source rows
                 "without": {label: table[column].astype(bool) for label, column in without.items()},
                 "bad": int(np.sum(~image_good) + np.sum(~text_good))}
-        return image["image"][image_good], text["text"][text_good], rest
+        return similarity_lib.rows_of(image, "image")[image_good], similarity_lib.rows_of(text, "text")[text_good], rest
 
     def score(image, text, rest):
         places = rest["image"], rest["text"]

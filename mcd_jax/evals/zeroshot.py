@@ -1,7 +1,8 @@
 """Zero-shot classification with prompt ensembles: an image's class is the nearest class embedding.
 
 A class has one or more names (several languages, synonyms); every name goes into every template. The unit embeddings of these
-prompts are averaged and the mean made unit again, as SLIP's eval_zeroshot.py does. An instance of `config.evals.zeroshot` says:
+prompts are averaged and the mean made unit again, as SLIP's eval_zeroshot.py does; where tokens are compared (`similarity`), an
+image's similarities with the prompts are averaged, as FILIP does. An instance of `config.evals.zeroshot` says:
 
   set        a published set (`classes.known`): its names, templates and source in TFDS, each of which the keys below replace
   source     source spec of the images;  where {column: value or list} keeps some of its rows;  n at most so many, evenly spaced
@@ -15,6 +16,7 @@ prompts are averaged and the mean made unit again, as SLIP's eval_zeroshot.py do
   tokenizer, context   how the prompts become tokens, as in the pipe op tokenize(context, tokenizer); or a pipe of "text" in views
   without    {"no_flags": "flag"}: once more without the images whose column is true, and without the classes for which it always is
              (in the rows that give the names, else in the images)
+  similarity  see `evals.similarity`
 
 Figures: top1, top5, mean_per_class (top-1 recall averaged over the classes that occur), chance_top1, images, classes; "bad", the
 number of images that can't be read and are left out, when there are any; with `set` also accuracy, the one of top1 and
@@ -22,6 +24,7 @@ mean_per_class that the literature reports for it. Classes whose prompts are the
 has two "missile" and two "sunglasses") can't be told apart: the first of them is taken, as an argmax does.
 """
 import collections
+from typing import NamedTuple
 
 from absl import logging
 import numpy as np
@@ -30,6 +33,7 @@ from mcd_jax.config.keys import Key
 from mcd_jax.data import pipeline
 from mcd_jax.evals import classes as classes_lib
 from mcd_jax.evals import rows
+from mcd_jax.evals import similarity as similarity_lib
 
 KEYS = {
     "set": Key("str | None", None, "a published set: its names, templates and source in TFDS, each of which the other keys "
@@ -49,6 +53,7 @@ KEYS = {
     "context": Key("int | None", None, "tokens of a prompt"),
     "without": Key("dict | None", None, "{a name: a column}: once more without the images whose column is true, and the classes "
                    "for which it always is"),
+    "similarity": similarity_lib.KEY,
 }
 
 
@@ -61,6 +66,17 @@ def class_embeddings(prompt_embeddings, prompt_class, n_classes):
     return total / np.maximum(np.linalg.norm(total, axis=1, keepdims=True), 1e-12)
 
 
+class Prompts(NamedTuple):
+    """Classes whose prompts are compared one by one: `similarity.Tokens` of the prompts, and the class of each (P,)."""
+    tokens: similarity_lib.Tokens
+    owner: np.ndarray
+
+
+def scores(image, classes):
+    """Similarities (n, C) of images with classes, as `collect` of `parts` gives both."""
+    return similarity_lib.grouped(image, *classes) if isinstance(classes, Prompts) else similarity_lib.scores(image, classes)
+
+
 def accuracy(image, classes, labels, class_ids, twins=None):
     """Figures for image rows (n, D) with `labels` (n,) against class rows (C, D) that stand for `class_ids` (C,).
 
@@ -70,21 +86,25 @@ def accuracy(image, classes, labels, class_ids, twins=None):
     Raises:
       ValueError: an image's label is not among `class_ids`.
     """
+    return _figures(scores(image, classes), labels, class_ids, twins)
+
+
+def _figures(scores, labels, class_ids, twins):
+    """`accuracy` of scores (n, C)."""
     order = np.argsort(class_ids)
     place = np.searchsorted(class_ids[order], labels)
     found = order[np.minimum(place, len(order) - 1)]
     if not np.array_equal(class_ids[found], labels):
         raise ValueError(f"label {labels[class_ids[found] != labels][0]} of an image has no class name")
-    scores = image @ classes.T
-    own = scores[np.arange(len(image)), found][:, None]
+    own = scores[np.arange(len(scores)), found][:, None]
     nearer = ~(scores < own)  # so is the true class itself: rank 1 = nearest
     if twins is not None:
         same = twins[found][:, None] == twins[None, :]
-        nearer = np.where(same, np.arange(len(classes))[None, :] <= found[:, None], nearer)
+        nearer = np.where(same, np.arange(len(class_ids))[None, :] <= found[:, None], nearer)
     rank = np.sum(nearer, axis=1)
     per_class = [np.mean(rank[labels == c] <= 1) for c in np.unique(labels)]
     return {"top1": float(np.mean(rank <= 1)), "top5": float(np.mean(rank <= 5)), "mean_per_class": float(np.mean(per_class)),
-            "chance_top1": 1.0 / len(class_ids), "images": float(len(image)), "classes": float(len(class_ids))}
+            "chance_top1": 1.0 / len(class_ids), "images": float(len(scores)), "classes": float(len(class_ids))}
 
 
 def named(source, label, where, columns, instance):
@@ -152,18 +172,19 @@ def make(config, name):
     Raises:
       ValueError: a template without "{}", or a class without a name.
     """
-    collect, score = parts(config, name)
+    collect, score = parts(config, name, config.get("similarity", "auto"))
     return lambda embed, state: score(*collect(embed, state))
 
 
-def parts(config, name):
-    """The two halves of `make`, for who changes the embeddings in between.
+def parts(config, name, similarity="pooled"):
+    """The two halves of `make`, for who changes the embeddings in between. similarity: in place of the config's.
 
     Returns:
       collect(embed, state) -> (image (n, D), classes (C, D), rest): unit rows that can be used, and what else the figures need;
       score(image, classes, rest) -> the figures.
     """
     instance = f"zeroshot.{name}"
+    similarity_lib.check(similarity, instance)
     chosen = classes_lib.read(config["set"]) if config.get("set") else None
     if chosen:
         config = {"label": "text", "names": chosen.prompted, "templates": chosen.templates, **config,
@@ -201,9 +222,12 @@ def parts(config, name):
         asked, places, owner = rows.Texts(p for _, p in prompts), None, np.array([i for i, _ in prompts])
 
     def collect(embed, state):
+        embed = similarity_lib.using(embed, similarity, instance)
         texts, usable = rows.encode(embed, state, asked, tokens, ["text"], size, indices=places)
         rows.refuse_empty(usable, [prompt for _, prompt in prompts], instance)
-        classes = class_embeddings(texts["text"], owner, len(class_ids))
+        found = similarity_lib.rows_of(texts, "text")
+        classes = (Prompts(found, owner) if isinstance(found, similarity_lib.Tokens) else
+                   class_embeddings(found, owner, len(class_ids)))
 
         used = rows.sample(source, where, config.get("n"), instance)
         table = rows.columns(source, {label, *without.values()}, indices=used)
@@ -213,17 +237,18 @@ def parts(config, name):
         image, good = rows.encode(embed, state, source, views, ["image"], size, indices=used)
         more = {"image": {key: value[good] for key, value in image.items()}, "text": texts, "prompt_class": owner,
                 "rows": used[good], "good": good}
-        return image["image"][good], classes, {"": more, **{k: column[good] for k, column in {**table, label: labels}.items()}}
+        stored = {column: values[good] for column, values in {**table, label: labels}.items()}
+        return similarity_lib.rows_of(image, "image")[good], classes, {"": more, **stored}
 
     def score(image, classes, rest):
-        labels = rest[label]
-        figures = accuracy(image, classes, labels, class_ids, twins)
+        labels, found = rest[label], scores(image, classes)
+        figures = _figures(found, labels, class_ids, twins)
         if chosen:
             figures["accuracy"] = figures[chosen.figure]
         for key, column in without.items():
             flagged = rest[column].astype(bool)
             kept = ~np.isin(class_ids, gone[column] if gone else always(labels, flagged))
-            fewer = accuracy(image[~flagged], classes[kept], labels[~flagged], class_ids[kept], twins[kept])
+            fewer = _figures(found[~flagged][:, kept], labels[~flagged], class_ids[kept], twins[kept])
             figures.update({f"{key}/{figure}": value for figure, value in fewer.items()})
         return rows.with_bad(figures, rest[""]["good"])
 

@@ -90,6 +90,7 @@ def _composed(config, built):
         heads={**_heads(built), **two_tower.common_heads(towers, more)},
         update_memory=update_memory,
         behind=tuple(dict.fromkeys(modality for one in built.values() for modality in one.behind)),
+        pooled=any(one.pooled for one in built.values()),
     )
 
 

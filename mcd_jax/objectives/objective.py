@@ -26,6 +26,8 @@ class Objective(NamedTuple):
                                         # None: it stands alone
     behind: tuple[str, ...] = ()        # modalities whose embeddings are those of a head behind the tower: "embed" gives these, and
                                         # exports, which have towers alone, refuse the run
+    pooled: bool = True                 # whether a term trains what "embed" gives; else its tokens alone are compared, by the head
+                                        # "token_wise", and exports refuse the run
 
 
 def apart(key: jax.Array, number: int = 0) -> jax.Array:

@@ -9,7 +9,7 @@ from mcd_jax import trained
 from mcd_jax.data import pipeline
 from mcd_jax.evals import classes as classes_lib
 from mcd_jax.evals import embedder as embedder_lib
-from mcd_jax.evals import misalignment, retrieval, rows, zeroshot
+from mcd_jax.evals import misalignment, retrieval, rows, similarity, zeroshot
 
 
 class NoImages(Exception):
@@ -38,16 +38,16 @@ def gather(workdir, instance="", queries=8, top=10, images=2, seed=0):
         rng = np.random.default_rng(seed)
         if chosen:
             settings = evals["retrieval"][chosen]
-            found["queries"] = texts(_embed(run, settings, state), settings, chosen, queries, top, rng)
+            found["queries"] = texts(_embed(run, settings, state, f"retrieval.{chosen}"), settings, chosen, queries, top, rng)
         chosen = _choose(evals.get("zeroshot") or {}, "")
         if chosen and not found["queries"]:
             settings = evals["zeroshot"][chosen]
-            found["classified"] = classified(_embed(run, settings, state), settings, chosen, 2 * queries)
+            found["classified"] = classified(_embed(run, settings, state, f"zeroshot.{chosen}"), settings, chosen, 2 * queries)
             found["classes_of"] = chosen
         chosen = _choose(evals.get("misalignment") or {}, "heldout_vendor")
         if chosen:
             settings = evals["misalignment"][chosen]
-            found["augmented"] = augmented(_embed(run, settings, state), settings, chosen, images, rng)
+            found["augmented"] = augmented(_embed(run, settings, state, f"misalignment.{chosen}"), settings, chosen, images, rng)
         return found
 
 
@@ -67,8 +67,10 @@ def _source(settings, names, instance):
         raise NoImages(str(error)) from error
 
 
-def _embed(run, settings, state):
+def _embed(run, settings, state, instance):
+    """The embedding of batches that an instance compares."""
     embed = embedder_lib.on_mesh(run, settings.get("weights_from") or "params", settings.get("batch_size", 256))
+    embed = similarity.using(embed, settings.get("similarity", "auto"), instance)
     return lambda _, batch: embed(state, batch)
 
 
@@ -82,15 +84,14 @@ def texts(embed, settings, name, queries, top, rng):
     views = {key: rows.pick(settings["views"], [key], f"retrieval.{name}") for key in ("image", "text")}
     size = settings.get("batch_size", 256)
     image, good = rows.encode(embed, None, source, views["image"], ["image"], size)
-    image, places = image["image"][good], np.flatnonzero(good)
+    image, places = similarity.rows_of(image, "image")[good], np.flatnonzero(good)
     _, first = np.unique(ids, return_index=True)
     first = first[asks[first] & np.isin(ids[first], ids[places])]
     chosen = np.sort(rng.choice(first, min(queries, len(first)), replace=False))
-    text = rows.encode(embed, None, source, views["text"], ["text"], size, indices=chosen)[0]["text"]
+    text = similarity.rows_of(rows.encode(embed, None, source, views["text"], ["text"], size, indices=chosen)[0], "text")
     rank = retrieval.ranks(text, image, ids[chosen], ids[places])
     result = []
-    for query, row, place in zip(chosen, text, rank):
-        scores = image @ row
+    for query, scores, place in zip(chosen, similarity.scores(text, image), rank):
         best = np.argsort(-scores, kind="stable")[:top]
         pictures = pixels(source, views["image"], places[best])
         hits = [{"image": uri(picture["image"]), "score": float(scores[j]), "right": bool(ids[places[j]] == ids[query]),
@@ -117,7 +118,7 @@ def classified(embed, settings, name, images, nearest=3):
     return [{"image": uri(picture["image"]), "name": names[label],
              "guesses": [{"name": names[c], "score": float(scores[c]), "right": bool(c == label)}
                          for c in np.argsort(-scores, kind="stable")[:nearest]]}
-            for picture, label, scores in zip(pictures, labels.tolist(), image @ classes.T)]
+            for picture, label, scores in zip(pictures, labels.tolist(), zeroshot.scores(image, classes))]
 
 
 def augmented(embed, settings, name, images, rng):

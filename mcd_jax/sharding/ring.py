@@ -15,18 +15,16 @@ The functions that they take are given a tile: `rows` and `keys` are trees with 
 the row numbers in the global batch. Define them at module level: a new function is a new trace.
 """
 from collections.abc import Callable
-from functools import partial, reduce
-import math
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import PartitionSpec
 
-from mcd_jax.sharding import mesh as mesh_lib
+from mcd_jax.sharding import tiling
+from mcd_jax.sharding.tiling import NEVER
 
 TILE = 1024      # 4 MiB of logits: fits the vector memory of a TPU core with its operands
-NEVER = -1e30   # the logit of a pair that is left out; finite, so that nothing turns into NaN
 
 
 class Spec(NamedTuple):
@@ -88,7 +86,7 @@ def nearest(x, y, **spec):
     def local(axes, x, y):
         def visit(row, key, own, kept, total):
             top, number = own
-            score = _where(_real(row, key), _similarity(spec, row, key), -jnp.inf)
+            score = tiling.where(tiling.real(row, key), _similarity(spec, row, key), -jnp.inf)
             here = jnp.max(score, axis=1)
             first = jnp.min(jnp.where(score == here[:, None], key["number"][None, :], last), axis=1)
             better = (here > top) | ((here == top) & (first < number))
@@ -96,9 +94,9 @@ def nearest(x, y, **spec):
 
         rows, keys = _tiles(axes, spec, x=x), _tiles(axes, spec, y=_travelling(spec, y))
         start = lambda tile: (jnp.full(tile["number"].shape, -jnp.inf), jnp.full(tile["number"].shape, last))
-        own, _, _ = _fold(axes, visit, rows, keys, start, _nothing, (), _nothing)
-        return _untile(own[1], len(x))
-    return _on_mesh(local, jax.lax.stop_gradient((x, y)), (), "split")
+        own, _, _ = tiling.fold(axes, visit, rows, keys, start, tiling.nothing, (), tiling.nothing)
+        return tiling.untile(own[1], len(x))
+    return tiling.on_mesh(local, jax.lax.stop_gradient((x, y)), (), "split")
 
 
 # ============================================================================================================================
@@ -110,25 +108,24 @@ def _lse(spec, x, y, scale, bias, row_aux, key_aux):
     def local(axes, x, y, row_aux, key_aux, scale, bias):
         def visit(row, key, own, kept, total):
             raw = scale * _scaled(spec, row, key, _similarity(spec, row, key)) + bias
-            logits = _where(_allowed(spec, row, key), raw, NEVER)
+            logits = tiling.where(_allowed(spec, row, key), raw, NEVER)
             row_weights, key_weights = _targets(spec, row, key)
             own = _gather(own, logits, raw, row_weights, 1)
             return own, _gather(kept, logits, raw, key_weights, 0) if spec.columns else kept, total
 
         def start(tile):
-            zero = jnp.zeros(tile["number"].shape, jnp.float32)
-            return zero + NEVER, zero, zero
+            return *tiling.no_exps(tile), jnp.zeros(tile["number"].shape, jnp.float32)
 
         def finish(sums, n):
-            top, total, target = (_untile(a, n) for a in sums)
-            return top + jnp.log(jnp.maximum(total, 1e-30)), target
+            *exps, target = (tiling.untile(a, n) for a in sums)
+            return tiling.log_of_exps(exps), target
 
         rows = _tiles(axes, spec, x=x, aux=row_aux)
         keys = _tiles(axes, spec, y=_travelling(spec, y), aux=key_aux)
-        own, kept, _ = _fold(axes, visit, rows, keys, start, start, (), _merge)
+        own, kept, _ = tiling.fold(axes, visit, rows, keys, start, start, (), _merge)
         (row_lse, row_target), (key_lse, key_target) = finish(own, len(x)), finish(kept, len(y))
         return Sums(row_lse, key_lse, row_target, key_target)
-    return _on_mesh(local, (x, y, row_aux, key_aux), (scale, bias), Sums(*["split"] * 4))
+    return tiling.on_mesh(local, (x, y, row_aux, key_aux), (scale, bias), Sums(*["split"] * 4))
 
 
 def _lse_forward(spec, x, y, scale, bias, row_aux, key_aux):
@@ -142,17 +139,17 @@ def _lse_backward(spec, residuals, cotangents):
     def local(axes, x, y, row_aux, key_aux, row_lse, key_lse, d, scale, bias):
         def visit(row, key, own, kept, total):
             allowed = _allowed(spec, row, key)
-            logits = _where(allowed, scale * _scaled(spec, row, key, _similarity(spec, row, key)) + bias, NEVER)
+            logits = tiling.where(allowed, scale * _scaled(spec, row, key, _similarity(spec, row, key)) + bias, NEVER)
             d = row["d"][:, None] * jnp.exp(logits - row["lse"][:, None])
             if spec.columns:
                 d = d + key["d"][None, :] * jnp.exp(logits - key["lse"][None, :])
-            d = _where(allowed, d, 0.0)
+            d = tiling.where(allowed, d, 0.0)
             if spec.target is not None:
                 row_weights, key_weights = _targets(spec, row, key)
                 d = d + row["d_target"][:, None] * row_weights + key["d_target"][None, :] * key_weights
             of_product = _scaled(spec, row, key, d)
-            own = own + jnp.einsum("rk,kd->rd", of_product, _float32(key["y"]), precision=spec.precision)
-            kept = kept + jnp.einsum("rk,rd->kd", of_product, _float32(row["x"]), precision=spec.precision)
+            own = own + jnp.einsum("rk,kd->rd", of_product, tiling.float32(key["y"]), precision=spec.precision)
+            kept = kept + jnp.einsum("rk,rd->kd", of_product, tiling.float32(row["x"]), precision=spec.precision)
             return own, kept, total + jnp.sum(d)
 
         def start(tile):
@@ -160,13 +157,13 @@ def _lse_backward(spec, residuals, cotangents):
 
         rows = _tiles(axes, spec, x=x, aux=row_aux, lse=row_lse, d=d.row_lse, d_target=d.row_target)
         keys = _tiles(axes, spec, y=_travelling(spec, y), aux=key_aux, lse=key_lse, d=d.key_lse, d_target=d.key_target)
-        own, kept, d_bias = _fold(axes, visit, rows, keys, start, start, jnp.float32(0), jnp.add)
-        own, kept = _untile(own, len(x)), _untile(kept, len(y))
-        d_scale, d_bias = _sum(axes, (jnp.sum(_float32(x) * own), d_bias))
+        own, kept, d_bias = tiling.fold(axes, visit, rows, keys, start, start, jnp.float32(0), jnp.add)
+        own, kept = tiling.untile(own, len(x)), tiling.untile(kept, len(y))
+        d_scale, d_bias = tiling.total(axes, (jnp.sum(tiling.float32(x) * own), d_bias))
         return (scale * own).astype(x.dtype), (scale * kept).astype(y.dtype), d_scale, d_bias
 
     split = (x, y, row_aux, key_aux, row_lse, key_lse, cotangents)
-    return *_on_mesh(local, split, (scale, bias), ("split", "split", "whole", "whole")), None, None
+    return *tiling.on_mesh(local, split, (scale, bias), ("split", "split", "whole", "whole")), None, None
 
 
 _lse.defvjp(_lse_forward, _lse_backward)
@@ -174,15 +171,12 @@ _lse.defvjp(_lse_forward, _lse_backward)
 
 def _gather(sums, logits, raw, weights, axis):
     """Adds a tile to (largest logit, sum of exp(logit - largest), sum of weight * logit) along an axis."""
-    top, total, target = sums
-    new = jnp.maximum(top, jnp.max(logits, axis))
-    total = total * jnp.exp(top - new) + jnp.sum(jnp.exp(logits - jnp.expand_dims(new, axis)), axis)
-    return new, total, target if weights is None else target + jnp.sum(weights * raw, axis)
+    *exps, target = sums
+    return *tiling.add_exps(exps, logits, axis), target if weights is None else target + jnp.sum(weights * raw, axis)
 
 
 def _merge(a, b):
-    top = jnp.maximum(a[0], b[0])
-    return top, a[1] * jnp.exp(a[0] - top) + b[1] * jnp.exp(b[0] - top), a[2] + b[2]
+    return *tiling.merge_exps(a[:2], b[:2]), a[2] + b[2]
 
 
 # ============================================================================================================================
@@ -195,29 +189,30 @@ def _pair_sum(spec, fn, rows, keys, shared, row_aux, key_aux):
         def visit(row, key, own, kept, total):
             return own, kept, total + _tile_sum(fn, row, key, row["x"], key["y"], shared)
         tiles = _tiles(axes, spec, x=rows, aux=row_aux), _tiles(axes, spec, y=_travelling(spec, keys), aux=key_aux)
-        return _sum(axes, _fold(axes, visit, *tiles, _nothing, _nothing, jnp.float32(0), _nothing)[2])
-    return _on_mesh(local, (rows, keys, row_aux, key_aux), (shared,), "whole")
+        _, _, total = tiling.fold(axes, visit, *tiles, tiling.nothing, tiling.nothing, jnp.float32(0), tiling.nothing)
+        return tiling.total(axes, total)
+    return tiling.on_mesh(local, (rows, keys, row_aux, key_aux), (shared,), "whole")
 
 
 def _pair_sum_forward(spec, fn, rows, keys, shared, row_aux, key_aux):
     def local(axes, rows, keys, row_aux, key_aux, shared):
-        here = _vary(axes, shared)   # so that its gradient is summed over devices once, at the end
+        here = tiling.vary(axes, shared)   # so that its gradient is summed over devices once, at the end
 
         def visit(row, key, own, kept, total):
-            value, pull = jax.vjp(partial(_tile_sum, fn, row, key), _float32(row["x"]), _float32(key["y"]), here)
+            value, pull = jax.vjp(partial(_tile_sum, fn, row, key), tiling.float32(row["x"]), tiling.float32(key["y"]), here)
             d_row, d_key, d_shared = pull(jnp.ones_like(value))
-            return _add(own, d_row), _add(kept, d_key), _add(total, (value, d_shared))
+            return tiling.add(own, d_row), tiling.add(kept, d_key), tiling.add(total, (value, d_shared))
 
         def start(name):
             return lambda tile: jax.tree.map(lambda a: jnp.zeros(a.shape, jnp.float32), tile[name])
         tiles = _tiles(axes, spec, x=rows, aux=row_aux), _tiles(axes, spec, y=_travelling(spec, keys), aux=key_aux)
         nought = jnp.float32(0), jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), shared)
-        own, kept, total = _fold(axes, visit, *tiles, start("x"), start("y"), nought, _add)
-        back = lambda d, like: jax.tree.map(lambda g, a: _untile(g, len(a)).astype(a.dtype), d, like)
-        value, d_shared = _sum(axes, total)
+        own, kept, total = tiling.fold(axes, visit, *tiles, start("x"), start("y"), nought, tiling.add)
+        back = lambda d, like: jax.tree.map(lambda g, a: tiling.untile(g, len(a)).astype(a.dtype), d, like)
+        value, d_shared = tiling.total(axes, total)
         return value, (back(own, rows), back(kept, keys), d_shared)
     out = ("whole", ("split", "split", "whole"))
-    return _on_mesh(local, (rows, keys, row_aux, key_aux), (shared,), out)
+    return tiling.on_mesh(local, (rows, keys, row_aux, key_aux), (shared,), out)
 
 
 def _pair_sum_backward(spec, fn, gradients, cotangent):
@@ -229,15 +224,7 @@ _pair_sum.defvjp(_pair_sum_forward, _pair_sum_backward)
 
 def _tile_sum(fn, row, key, x, y, shared):
     losses = fn(x, y, shared, row["aux"], key["aux"], row["number"][:, None], key["number"][None, :])
-    return jnp.sum(_where(_real(row, key), losses, 0.0))
-
-
-def _float32(tree):
-    return jax.tree.map(lambda a: a.astype(jnp.float32), tree)
-
-
-def _add(a, b):
-    return jax.tree.map(jnp.add, a, b)
+    return jnp.sum(tiling.where(tiling.real(row, key), losses, 0.0))
 
 
 # ============================================================================================================================
@@ -245,19 +232,12 @@ def _add(a, b):
 # ============================================================================================================================
 
 def _similarity(spec, row, key):
-    return jnp.einsum("rd,kd->rk", _float32(row["x"]), _float32(key["y"]), precision=spec.precision)
-
-
-def _real(row, key):
-    """Which pairs of a tile are not padding; None: all."""
-    flags = [row["real"][:, None]] if "real" in row else []
-    flags += [key["real"][None, :]] if "real" in key else []
-    return reduce(jnp.logical_and, flags) if flags else None
+    return jnp.einsum("rd,kd->rk", tiling.float32(row["x"]), tiling.float32(key["y"]), precision=spec.precision)
 
 
 def _allowed(spec, row, key):
     """Which pairs of a tile enter the log-sum-exps; None: all."""
-    real = _real(row, key)
+    real = tiling.real(row, key)
     if spec.allow is None:
         return real
     allowed = spec.allow(*_aux(spec, row, key))
@@ -269,7 +249,7 @@ def _targets(spec, row, key):
     if spec.target is None:
         return None, None
     weights = spec.target(*_aux(spec, row, key))
-    return tuple(_where(_real(row, key), w, 0.0) for w in weights)
+    return tuple(tiling.where(tiling.real(row, key), w, 0.0) for w in weights)
 
 
 def _scaled(spec, row, key, values):
@@ -285,103 +265,9 @@ def _aux(spec, row, key):
     return row["aux"], keys, row["number"][:, None], key["number"][None, :]
 
 
-def _where(condition, value, other):
-    return value if condition is None else jnp.where(condition, value, other)
-
-
-# ============================================================================================================================
-# All tiles: rows x keys on one device, and the ring of devices
-# ============================================================================================================================
-
-def _fold(axes, visit, rows, keys, start_row, start_key, total, merge):
-    """Visits all pairs of tiles of the global batch.
-
-    Args:
-      axes: mesh axes that carry the batch; () on one device.
-      visit: (row tile, key tile, own, kept, total) -> (own, kept, total): what a row tile, a key tile and the whole collect.
-      rows, keys: tiles of this device, trees of (tiles, tile, ...).
-      start_row, start_key: tiles -> what they begin with, leaves (..., tile, ...) like their "number".
-      total: scalars.
-      merge: adds up what a key tile collected on two devices.
-
-    Returns:
-      (own, kept, total) of this device's rows, this device's keys (collected everywhere), and this device's pairs.
-    """
-    def over_rows(key, carry, number):
-        own, kept, total = carry
-        row, mine = jax.tree.map(lambda a: a[number], (rows, own))
-        mine, kept, total = visit(row, key, mine, kept, total)
-        return (jax.tree.map(lambda a, b: a.at[number].set(b), own, mine), kept, total), None
-
-    def over_keys(carry, key):
-        own, total = carry
-        numbers = jnp.arange(len(rows["number"]))
-        (own, kept, total), _ = jax.lax.scan(partial(over_rows, key), (own, _vary(axes, start_key(key)), total), numbers)
-        return (own, total), kept
-
-    own, total = _vary(axes, (start_row(rows), total))
-    if not axes:
-        (own, total), kept = jax.lax.scan(over_keys, (own, total), keys)
-        return own, kept, total
-
-    devices = math.prod(jax.lax.axis_size(axis) for axis in axes)
-    send = partial(jax.tree.map, lambda a: jax.lax.ppermute(a, axes, [(i, (i + 1) % devices) for i in range(devices)]))
-
-    def hop(carry, _):
-        own, keys, kept, total = carry
-        after, arrived = send(keys), send(kept)   # on their way while this block is visited
-        (own, total), new = jax.lax.scan(over_keys, (own, total), keys)
-        return (own, after, merge(arrived, new), total), None
-    carry = own, keys, _vary(axes, start_key(keys)), total
-    (own, _, kept, total), _ = jax.lax.scan(hop, carry, length=devices)
-    return own, send(kept), total
-
-
 def _tiles(axes, spec, **arrays):
-    """This device's rows as tiles (tiles, tile, ...); "number": in the global batch; "real": not padding, where there is some."""
-    size = len(jax.tree.leaves(arrays)[0])
-    count = -(-size // (spec.tile or TILE))
-    tile = -(-size // count)
-    first = jax.lax.axis_index(axes) * size if axes else 0
-    arrays = {**arrays, "number": first + jnp.arange(size, dtype=jnp.int32)}
-    if count * tile != size:
-        arrays["real"] = arrays["number"] >= 0   # padded with False
-
-    def cut(a):
-        return jnp.pad(a, [(0, count * tile - size)] + [(0, 0)] * (a.ndim - 1)).reshape(count, tile, *a.shape[1:])
-    return jax.tree.map(cut, arrays)
-
-
-def _untile(a, size):
-    return a.reshape(-1, *a.shape[2:])[:size]
+    return tiling.tiles(axes, spec.tile or TILE, **arrays)
 
 
 def _travelling(spec, y):
-    return y if spec.transport is None else jax.tree.map(lambda a: a.astype(spec.transport), y)
-
-
-def _nothing(*_):
-    return ()
-
-
-def _vary(axes, constants):
-    """Constants as the carry of a loop whose values differ between devices."""
-    return jax.tree.map(lambda a: jax.lax.pcast(a, axes, to="varying"), constants) if axes else constants
-
-
-def _sum(axes, tree):
-    return jax.lax.psum(tree, axes) if axes else tree
-
-
-def _on_mesh(local, split, whole, out):
-    """local(axes, *split, *whole) on each device's part of `split`; `out` is a tree of "split" and "whole"."""
-    axes, devices = mesh_lib.ambient_batch_axes()
-    if not axes:
-        return local((), *split, *whole)
-    for a in jax.tree.leaves(split):
-        if len(a) % devices:
-            raise ValueError(f"{len(a)} rows do not divide into {devices} devices ({', '.join(axes)})")
-    place = {"split": PartitionSpec(axes), "whole": PartitionSpec()}
-    in_specs = (*[place["split"]] * len(split), *[place["whole"]] * len(whole))
-    return jax.shard_map(partial(local, axes), in_specs=in_specs, out_specs=jax.tree.map(place.get, out),
-                         axis_names=set(axes))(*split, *whole)
+    return tiling.travelling(spec.transport, y)

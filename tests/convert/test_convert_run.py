@@ -188,6 +188,20 @@ def test_embeddings_behind_a_head_are_not_exported_without_it(workdir, tmp_path)
             run_of(tmp_path)
 
 
+def test_a_filip_run_without_pooled_embeddings_is_not_exported(workdir, tmp_path):
+    config = json.loads((workdir / "config.json").read_text())
+    for weight, message in ((0.0, "filip trained no pooled embeddings, and other libraries have nothing"), (0.1, "no checkpoint")):
+        config["objective"] = dict(name="filip", weights=dict(filip=1.0, clip=weight))
+        (tmp_path / "config.json").write_text(json.dumps(config))
+        with pytest.raises((ValueError, FileNotFoundError), match=message):
+            run_of(tmp_path)
+    config["objective"] = dict(name=["filip", "clip"], filip=dict(name="filip", weights=dict(filip=1.0)),
+                               clip=dict(name="clip", weights=dict(clip=1.0)))
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(FileNotFoundError, match="no checkpoint"):
+        run_of(tmp_path)
+
+
 def test_what_is_refused_leaves_no_folder_above_it_either(workdir, tmp_path):
     with pytest.raises(SystemExit, match="has no class for this model"):
         cli.main(["export", f"--workdir={workdir}", "--to=openai", f"--out={tmp_path}/a/b"])

@@ -21,7 +21,7 @@ from mcd_jax.config.keys import Key
 from mcd_jax.evals import retrieval, rows
 
 KEYS = {
-    **retrieval.KEYS,
+    **{key: own for key, own in retrieval.KEYS.items() if key != "similarity"},   # the first stage reads pooled embeddings
     "k": Key("int", 16, "candidates that each query ranks again; at least the number of candidates: all are"),
     "head": Key("str", "match", "the objective's head that scores given pairs"),
     "states": Key("str", "states", "its head that encodes an image or a text for that once"),

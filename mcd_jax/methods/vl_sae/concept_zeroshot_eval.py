@@ -55,7 +55,8 @@ def make(config, name):
     for key, own in sets.items():
         own = dict(own)
         for option in own:
-            config_lib.refuse_unknown(option, (*zeroshot.KEYS, "batch_size"), f"key of config.evals.{instance}.sets.{key}")
+            known = [*(one for one in zeroshot.KEYS if one != "similarity"), "batch_size"]   # concepts read pooled embeddings
+            config_lib.refuse_unknown(option, known, f"key of config.evals.{instance}.sets.{key}")
         parts[key] = zeroshot.parts({**own, "views": {**config.get("views", {}), **(own.get("views") or {})}}, f"{name}.{key}")
 
     def run(embed, state):
