@@ -14,6 +14,7 @@ SIZE, CONTEXT = 224, 77
 EPOCHS = dict(yfcc15m=32, cc3m=40)   # of published runs on these data
 ORIGINAL = f"decode|crop({SIZE}, 0.5)"
 AUGMENTED = f"decode|crop({SIZE}, 0.08)|jitter(0.4, 0.4, 0.4, 0.1, 0.8)|gray(0.2)|blur(0.5, method='pillow')|flip(0.5)"
+MOCO = f"decode|crop({SIZE}, 0.2)|jitter(0.4, 0.4, 0.4, 0.1, 0.8)|gray(0.2)|blur(0.5, method='pillow')|flip(0.5)"   # MoCo v2's
 TEXT = f"caption('random')|tokenize({CONTEXT}, 'clip')"
 
 
