@@ -12,6 +12,8 @@ from mcd_jax.losses import contrastive, ssl
 from mcd_jax.methods import declip
 from mcd_jax.models import projector
 from mcd_jax.objectives import bank as bank_lib
+from mcd_jax.run import checkpoint
+from mcd_jax.sharding import mesh as mesh_lib
 
 
 def drawn():
@@ -78,6 +80,38 @@ def test_neighbours_are_looked_up_before_this_step_s_texts_come_in():
     grad = jax.grad(lambda p: objective.terms["nn"](objective.forward(p, state.memory, batch, state.key, 0)))(state.params)
     moved = {tower: any(bool(x.any()) for x in jax.tree.leaves(grad[tower])) for tower in ("image", "text")}
     assert moved == {"image": True, "text": False}   # as from image to text alone
+
+
+def test_a_run_goes_on_from_its_checkpoint_as_if_it_had_not_ended(tmp_path):
+    """The bank comes back with its place: the second step looks for neighbours in what the first one left."""
+    objective, tx, weights, state, batch = tiny.build("declip")
+    step = jax.jit(step_lib.make_step(objective, tx, weights))
+    first, _ = step(state, batch)
+    saver = checkpoint.Checkpoints(tmp_path)
+    saver.save(1, first)
+    saver.close()
+    abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), first)
+    restored = checkpoint.Checkpoints(tmp_path, read_only=True).restore(abstract)
+    straight, resumed = (step(state, batch)[0] for state in (first, restored))
+    jax.tree.map(np.testing.assert_array_equal, (straight.params, straight.memory), (resumed.params, resumed.memory))
+
+
+def test_the_bank_is_one_on_every_mesh():
+    """Its rows are split over four devices, the batch too; neighbours and what is remembered are those of one device."""
+    def after(devices):
+        objective, tx, weights, state, batch = tiny.build("declip", implementation="ring")
+        mesh = mesh_lib.make({"data": devices}, jax.devices()[:devices])
+        places = mesh_lib.shardings(state, (("bank/rows", (("data",),)), (".*", "replicate")), mesh)
+        state, batch = jax.device_put(state, places), jax.device_put(batch, mesh_lib.batch_sharding(mesh))
+        step = jax.jit(step_lib.make_step(objective, tx, weights), out_shardings=(places, None))
+        with jax.set_mesh(mesh):
+            for _ in range(2):
+                state, report = jax.block_until_ready(step(state, batch))
+        assert state.memory["bank"]["rows"].addressable_shards[0].data.shape == (12 // devices, 8)
+        return jax.device_get(state.memory["bank"]["rows"]), float(report["nn/cosine"])
+    one, four = after(1), after(4)
+    np.testing.assert_allclose(one[0], four[0], atol=1e-3)
+    assert one[1] == pytest.approx(four[1], abs=1e-3)
 
 
 def test_the_caption_is_embedded_from_masked_words_or_from_all():

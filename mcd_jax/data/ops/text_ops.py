@@ -95,7 +95,7 @@ def replace_words(synonyms, n=1):
 
 
 def eda(swaps=1, p=0.1, synonyms="", n=1):
-    """One of EDA's changes, drawn for each text: `swap_words(swaps)`, `delete_words(p)` or, of a file, `replace_words(synonyms, n)`.
+    """One of EDA's changes, for each text: `swap_words(swaps)`, `delete_words(p)` or, by a file, `replace_words(synonyms, n)`.
 
     DeCLIP changes its second caption so, with a word list (WordNet) for synonyms; none comes with this package, and without one
     the other two changes share its part.
