@@ -120,7 +120,37 @@ def slow_filip(out):
     return (cross_entropy(scale * np.array(to_text)) + cross_entropy(scale * np.array(to_image))) / 2
 
 
+def slow_declip(out, texts=("text", "augmented_text"), first=0, last=4, both=True):
+    """Mean over some of the pairs of two image views and two texts, in one direction or both."""
+    total = []
+    for image in ("image", "augmented"):
+        for text in texts:
+            logits = float(out["scale"]) * np.asarray(out[image], np.float64) @ np.asarray(out[text], np.float64).T
+            total.append((cross_entropy(logits) + cross_entropy(logits.T)) / 2 if both else cross_entropy(logits))
+    return np.mean(total[first:last])
+
+
+def slow_neighbours(out):
+    """Each text replaced by what is nearest to it in the bank, one by one."""
+    bank, found = np.asarray(out["memory"]["bank"]["rows"], np.float64), {}
+    for text in ("text", "augmented_text"):
+        rows = [max(bank, key=lambda entry, z=z: entry @ z) for z in np.asarray(out[text], np.float64)]
+        found[f"near {text}"] = np.stack([row / np.linalg.norm(row) for row in rows])
+    return slow_declip({**out, **found}, tuple(found), both=False)
+
+
+def slow_simsiam(out):
+    cosine = lambda a, b: a @ b / np.linalg.norm(a) / np.linalg.norm(b)
+    pairs = (("image", "augmented"), ("augmented", "image"))
+    return -np.mean([[cosine(p, z) for p, z in zip(out[f"predicted/{a}"], out[f"projected/{b}"])] for a, b in pairs])
+
+
 CORE = {
+    "declip": Case((3.09278, 32.305, 0.07086, 18.19433),
+                   {"clip": slow_declip, "nn": slow_neighbours, "simsiam": slow_simsiam,
+                    "mlm": lambda out: np.sum(out["mlm/hard"]) / np.sum(out["mlm/count"])},
+                   dict(augmented_text="caption", bank=12, hidden=16, bottleneck=8, mask_id=VOCAB, mask_rate=0.4),
+                   dict(text=dict(TEXT, spare_ids=1)), text_passes=2),
     "filip": Case((4.9686, 118.61741, 0.06163, 13.73134), {"filip": slow_filip, "clip": slow_clip},
                   dict(token_width=8, weights=dict(clip=0.5))),
     "uniclip": Case((8.71325, 65.75863, 0.0633, 14.49261), {"mp_nce": slow_mp_nce}, dict(hidden=8)),

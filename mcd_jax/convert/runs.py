@@ -121,7 +121,11 @@ def open_run(workdir, weights_from="params", step=None):
     model = config.model.to_dict()
     inputs = model.pop("inputs")
     model.pop("locked", None)   # its towers are in their places
-    return Run(str(workdir), config, towers_lib.plain(model), inputs, {k: v for k, v in chosen.items() if k in TOWERS},
+    params = {k: v for k, v in chosen.items() if k in TOWERS}
+    if spare := model["text"].pop("spare_ids", 0):
+        params["text"] = {**params["text"], "token": params["text"]["token"][:inputs["vocab_size"]]}
+        rest.append((f"text/token[{inputs['vocab_size']}:]", f"{spare} rows of ids that no tokenizer gives"))
+    return Run(str(workdir), config, towers_lib.plain(model), inputs, params,
                tokens_of(config), view_of(config), int(state.step), weights_from, figures, rest,
                history.examples_seen(sessions, int(state.step), config.batch_size))
 

@@ -113,6 +113,12 @@ def softmax(x: jax.Array, y: jax.Array, scale: float | jax.Array, implementation
     return 0.5 * (jnp.mean(rows - positive) + jnp.mean(columns - positive))
 
 
+def one_way(x: jax.Array, y: jax.Array, scale: float | jax.Array, implementation: str = "auto") -> jax.Array:
+    """The half of `softmax` that goes from x to y: the mean cross-entropy of the rows alone, () float32, nats."""
+    rows, _ = lse(x, y, scale, columns=False, implementation=implementation)
+    return jnp.mean(rows - scale * matching(x, seen(y, implementation)))
+
+
 def sigmoid(x: jax.Array, y: jax.Array, scale: float | jax.Array, bias: float | jax.Array,
             implementation: str = "auto") -> jax.Array:
     """Pairwise sigmoid loss: sum over all B * B pairs of -log sigmoid(+-logit), over B, () float32, nats.
@@ -142,10 +148,14 @@ def matching(x: jax.Array, y: jax.Array) -> jax.Array:
     return jnp.sum(x.astype(jnp.float32) * y.astype(jnp.float32), axis=-1)
 
 
+def nearest(x: jax.Array, y: jax.Array, implementation: str = "auto") -> jax.Array:
+    """For each row of x (B, D) the number of the row of y (C, D) with the largest inner product, int (B,); a tie: the first."""
+    return ring.nearest(x, y) if picks_ring(len(x), len(y), implementation) else jnp.argmax(similarity(x, y), axis=1)
+
+
 def accuracy(x: jax.Array, y: jax.Array, implementation: str = "auto") -> jax.Array:
     """Share of rows of x (B, D) whose nearest row of y (B, D) is their own, () float32 (a tie: the first)."""
-    nearest = ring.nearest(x, y) if picks_ring(len(x), len(y), implementation) else jnp.argmax(similarity(x, y), axis=1)
-    return jnp.mean((nearest == jnp.arange(x.shape[0])).astype(jnp.float32))
+    return jnp.mean((nearest(x, y, implementation) == jnp.arange(x.shape[0])).astype(jnp.float32))
 
 
 def _split(logits):

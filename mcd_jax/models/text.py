@@ -28,6 +28,8 @@ def make(options, *, vocab_size, context, eot, dtype, pad=0):
     if text.causal and text.pool in ("first", "class"):
         raise ValueError(f"config.model.text: pool={text.pool!r} would read a position that sees no other token in a causal tower; "
                          "use pool='eot' or 'last', or causal=False")
+    if text.spare_ids < 0:
+        raise ValueError(f"config.model.text.spare_ids={text.spare_ids} must be at least 0")
     if not 0 <= eot < vocab_size:
         raise ValueError(f"config.model.text: the end-of-text id {eot} is outside the vocabulary of {vocab_size} tokens")
     return text
@@ -55,6 +57,7 @@ class Text(nn.Module):
     causal: bool = True          # a token sees only those before it. SigLIP: False
     pool: str = "eot"            # eot | last | first | class | mean | map
     pad_mask: bool = True        # attention doesn't look at padding. SigLIP: False
+    spare_ids: int = 0           # ids beyond the tokenizer's vocabulary, such as a [MASK] that it doesn't have; not exported
     act: str = "gelu"
     eps: float = 1e-5
     drop_path: float = 0.0
@@ -72,7 +75,7 @@ class Text(nn.Module):
         if tokens.shape[1] > self.context:
             raise ValueError(f"text has {tokens.shape[1]} tokens and the tower was built for {self.context}: "
                              f"tokenize({self.context}) fits")
-        table = self.param("token", nn.initializers.normal(0.02), (self.vocab_size, self.width))
+        table = self.param("token", nn.initializers.normal(0.02), (self.vocab_size + self.spare_ids, self.width))
         position = self.param("position", nn.initializers.normal(0.01), (self.context, self.width))
         x = table[tokens].astype(self.dtype)
         if image is not None:

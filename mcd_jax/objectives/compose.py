@@ -8,7 +8,7 @@ The towers encode every view once for all of them (`two_tower.encode`). What a m
 "gcl/i2t", `memory["mcd"]["teacher"]` is read by an evaluation as "memory/mcd/teacher". Parameters stay flat, because the towers are
 shared: the first method's `init` makes them, and each other one adds its own entries; two methods with an entry of the same name
 are refused, and so are two heads, but for "embed", which gives what any of them gives. The first method draws the random numbers
-that it draws alone.
+that it draws alone. What one draws for the batch (`ForwardPass.drawn_keys`) is a batch key that others can name as a view.
 """
 from ml_collections import ConfigDict
 
@@ -42,6 +42,7 @@ def objective(config: ConfigDict) -> Objective:
 
 def _composed(config, built):
     towers, parts = two_tower.towers_of(config), {name: one.parts for name, one in built.items()}
+    drawn_keys = {key for part in parts.values() for key in part.drawn_keys}
 
     def key_of(number, key):
         return apart(key, number) if number else key
@@ -81,7 +82,7 @@ def _composed(config, built):
         return embeddings
 
     return Objective(
-        needs=tuple(dict.fromkeys(key for one in built.values() for key in one.needs)),
+        needs=tuple(dict.fromkeys(key for one in built.values() for key in one.needs if key not in drawn_keys)),
         init=init,
         init_memory=init_memory,
         forward=forward,

@@ -99,6 +99,7 @@ class ForwardPass(NamedTuple):
     embed: Callable[..., Tree] = nothing    # (params, encoded) -> more for the head "embed"; encoded has "image", "text" where
                                             # present
     optional: Mapping[str, TowerPass] = {}  # what is encoded for terms that need it, behind `views`
+    drawn_keys: tuple[str, ...] = ()        # the batch keys that `draw` adds, which composed methods can read too
 
 
 def prepare(config: ConfigDict, options: type) -> tuple[Any, towers_lib.Towers]:

@@ -202,6 +202,21 @@ def test_a_filip_run_without_pooled_embeddings_is_not_exported(workdir, tmp_path
         run_of(tmp_path)
 
 
+def test_ids_beyond_the_vocabulary_stay_here(tmp_path):
+    """A mask that a method puts into texts has a row in the table of words; no tokenizer gives it."""
+    model, inputs = MODELS["vit"]
+    out, spare = tmp_path / "run", dict(model, text=dict(model["text"], spare_ids=2))
+    params = drawn(spare, inputs)
+    runs.write_workdir(runs.Imported(spare, inputs, params, runs.Tokens(7, "emoji", "whitespace"), runs.View(), [], "here"), out)
+    run = run_of(out)
+    assert len(params["text"]["token"]) == inputs["vocab_size"] + 2 == len(run.params["text"]["token"]) + 2
+    np.testing.assert_array_equal(run.params["text"]["token"], params["text"]["token"][:-2])
+    assert [path for path, why in run.left_out if "no tokenizer gives" in why] == [f"text/token[{inputs['vocab_size']}:]"]
+    cli.main(["export", f"--workdir={out}", "--to=open_clip", f"--out={tmp_path / 'exported'}"])
+    cli.main(["import", "--from=open_clip", f"--checkpoint={tmp_path / 'exported'}", f"--out={tmp_path / 'back'}"])
+    equal(run_of(tmp_path / "back").params, run.params)
+
+
 def test_what_is_refused_leaves_no_folder_above_it_either(workdir, tmp_path):
     with pytest.raises(SystemExit, match="has no class for this model"):
         cli.main(["export", f"--workdir={workdir}", "--to=openai", f"--out={tmp_path}/a/b"])

@@ -62,6 +62,42 @@ def test_swaps_exchange_two_words_each_pair_as_often_as_any_other():
     assert set(results(text_ops.swap_words(2), "a b", 5)) == {"a b"} and set(results(text_ops.swap_words(1), "a b", 5)) == {"b a"}
 
 
+def test_words_are_replaced_by_synonyms_wherever_they_stand(tmp_path):
+    table = tmp_path / "synonyms.json"
+    table.write_text('{"red": ["scarlet", "crimson"], "dog": ["hound"], "none": []}')
+    got = collections.Counter(results(text_ops.replace_words(str(table)), "Red dog none red Red"))
+    assert set(got) == {"scarlet dog none red scarlet", "crimson dog none red crimson", "Red hound none red Red",
+                        "Red dog none scarlet Red", "Red dog none crimson Red"}
+    assert stats.binomtest(got["Red hound none red Red"], 4000, 1 / 3).pvalue > 1e-4
+    assert set(results(text_ops.replace_words(str(table), 5), "dog dog cat", 20)) == {"hound hound cat"}
+    table.write_text('{"red": "scarlet"}')
+    with pytest.raises(ValueError, match=r"synonyms\.json must hold an object of words with a list of synonyms each"):
+        text_ops.replace_words(str(table))
+
+
+@pytest.mark.parametrize("with_synonyms", [False, True])
+def test_eda_draws_one_of_its_changes_for_each_text(with_synonyms, tmp_path):
+    table = tmp_path / "synonyms.json"
+    table.write_text('{"a": ["x"]}')
+    got = collections.Counter(results(text_ops.eda(1, 1.0, str(table) if with_synonyms else ""), "a b c"))
+    kinds = {"deleted": {"a", "b", "c"}, "swapped": {"b a c", "c b a", "a c b"}, "replaced": {"x b c"} if with_synonyms else set()}
+    assert set(got) == set.union(*kinds.values())
+    count = [sum(got[text] for text in kind) for kind in kinds.values() if kind]
+    assert stats.chisquare(count).pvalue > 1e-4
+    assert text_ops.eda().draws == 1 and text_ops.eda().run("a b c", [0.3]) == text_ops.eda().run("a b c", [0.3])
+
+
+def test_views_of_one_stream_take_the_same_caption():
+    views = Views({"text": "caption|text_stream('pair')|tokenize(8,'emoji')", "other": "caption|tokenize(8,'emoji')",
+                   "changed": "caption|text_stream('pair')|eda(1, 0.0)|tokenize(8,'emoji')"})
+    draws, same = views.draws(0, range(64)), 0
+    for j in range(64):
+        row = views({"text": ["red heart", "blue sky"]}, {name: numbers[j] for name, numbers in draws.items()})
+        assert sorted(row["text"]) == sorted(row["changed"])
+        same += (row["text"] == row["other"]).all()
+    assert 16 < same < 48
+
+
 def test_the_result_is_a_function_of_the_draw():
     """Python's own generator, seeded by the draw: these values hold on every version."""
     import random
@@ -164,6 +200,8 @@ def test_draws_of_the_ops_that_were_there_before_are_unchanged():
 @pytest.mark.parametrize("spec, words", [
     ("caption|delete_words(1.5)|tokenize(8)", r"delete_words: 1.5 is not in \[0, 1\]"),
     ("caption|swap_words(.5)|tokenize(8)", "the number of swaps is a whole number"),
+    ("caption|eda(-1)|tokenize(8)", r"eda\(-1\): the number of swaps is a whole number"),
+    ("caption|eda(1, 2)|tokenize(8)", r"eda: 2 is not in \[0, 1\]"),
     ("captions(0)|tokenize(8)", "the number of captions is at least 1"),
     ("captions(2,'last')|tokenize(8)", "use 'random' or 'first'"),
     ("caption('last')|tokenize(8)", "use 'random' or 'first'"),

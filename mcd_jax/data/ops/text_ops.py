@@ -1,9 +1,11 @@
 """Text operations that pipe strings name: "caption('random')|delete_words(.1)|swap_words(1)|tokenize(77)".
 
 After `captions(n)` the text is a list of n, each of which an operation changes by itself. The operations on words are those of EDA
-(Wei and Zou, arXiv 1901.11196) that need no list of synonyms; a word is what stands between blanks, so a language written
-without blanks keeps its texts whole.
+(Wei and Zou, arXiv 1901.11196), for synonyms with a list of one's own; EDA's insertion of synonyms isn't there. A word is what
+stands between blanks, so a language written without blanks keeps its texts whole.
 """
+import json
+import pathlib
 import random
 
 import numpy as np
@@ -76,8 +78,44 @@ def tokenize(context, name="clip", clean="", pad=0, end=True):
 
 def delete_words(p):
     """Takes each word out with probability `p`; of a text that would lose all with a letter or digit, one of those stays."""
+    return _words(_deletion(p, "delete_words"))
+
+
+def swap_words(n):
+    """Exchanges two random words, `n` times. A text of one word stays as it is."""
+    return _words(_swaps(n, "swap_words"))
+
+
+def replace_words(synonyms, n=1):
+    """Replaces `n` random words that have synonyms by one of them, wherever in the text they stand.
+
+    synonyms: path of a JSON file, {"word": ["synonym", ...], ...}, words in lower case; of some words at most n are there.
+    """
+    return _words(_replacement(synonyms, n, "replace_words"))
+
+
+def eda(swaps=1, p=0.1, synonyms="", n=1):
+    """One of EDA's changes, for each text: `swap_words(swaps)`, `delete_words(p)` or, by a file, `replace_words(synonyms, n)`.
+
+    DeCLIP changes its second caption so, with a word list (WordNet) for synonyms; none comes with this package, and without one
+    the other two changes share its part.
+    """
+    changes = [_swaps(swaps, "eda"), _deletion(p, "eda"), *([_replacement(synonyms, n, "eda")] if synonyms else [])]
+    return _words(lambda words, generator: changes[int(generator.random() * len(changes))](words, generator))
+
+
+def text_stream(name):
+    """Gives this view the random numbers of stream `name`: text views of one stream take the same `caption('random')`.
+
+    It comes behind the caption, and what follows draws numbers of its own. Views of one stream need equally many numbers, rounded
+    up to four.
+    """
+    return Op(lambda text, _: text, "text", "text", stream=f"stream {name}")
+
+
+def _deletion(p, op):
     if not 0 <= p <= 1:
-        raise ValueError(f"delete_words: {p} is not in [0, 1]")
+        raise ValueError(f"{op}: {p} is not in [0, 1]")
 
     def change(words, generator):
         kept = [word for word in words if generator.random() >= p]
@@ -85,13 +123,11 @@ def delete_words(p):
             return kept
         some = list(filter(_says_something, words)) or words
         return [some[int(generator.random() * len(some))]]
-    return _words(change)
+    return change
 
 
-def swap_words(n):
-    """Exchanges two random words, `n` times. A text of one word stays as it is."""
-    if isinstance(n, bool) or not isinstance(n, int) or n < 0:
-        raise ValueError(f"swap_words({n!r}): the number of swaps is a whole number of at least 0")
+def _swaps(n, op):
+    _check_count(n, op, "swaps")
 
     def change(words, generator):
         for _ in range(n if len(words) > 1 else 0):
@@ -99,7 +135,29 @@ def swap_words(n):
             b += b >= a
             words[a], words[b] = words[b], words[a]
         return words
-    return _words(change)
+    return change
+
+
+def _replacement(synonyms, n, op):
+    _check_count(n, op, "replaced words")
+    table = json.loads(pathlib.Path(synonyms).read_text(encoding="utf-8"))
+    lists = table.values() if isinstance(table, dict) else [None]
+    if not all(isinstance(some, list) and all(isinstance(word, str) for word in some) for some in lists):
+        raise ValueError(f"{op}: {synonyms} must hold an object of words with a list of synonyms each")
+
+    def change(words, generator):
+        known = sorted({word for word in words if table.get(word.lower())})
+        for word in _shuffled(known, generator.random())[:n]:
+            choice = table[word.lower()]
+            new = choice[int(generator.random() * len(choice))]
+            words = [new if w == word else w for w in words]
+        return words
+    return change
+
+
+def _check_count(n, op, what):
+    if isinstance(n, bool) or not isinstance(n, int) or n < 0:
+        raise ValueError(f"{op}({n!r}): the number of {what} is a whole number of at least 0")
 
 
 def _words(change):

@@ -23,8 +23,9 @@ import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
+from mcd_jax.losses import mlm
 from mcd_jax.methods.albef import fusion_layers as fusion_layers_lib
-from mcd_jax.methods.albef import matching, mlm, queue
+from mcd_jax.methods.albef import matching, queue
 from mcd_jax.models import bert
 from mcd_jax.models import towers as towers_lib
 from mcd_jax.objectives import two_tower
@@ -131,7 +132,7 @@ def _masked_words(opts, tower, tokens, key):
     open_ = (tokens != tower.pad) & (tokens != tower.eot)
     if tower.pool == "first":   # the start token stands for the text
         open_ &= (jnp.arange(tokens.shape[1]) > 0)[None]
-    ids, chosen = mlm.mask(key, tokens, open_, opts.mask_rate, opts.mask_id, tower.vocab_size, tower.pad)
+    ids, chosen = mlm.mask(key, tokens, open_, opts.mask_rate, opts.mask_id, tower.vocab_size, (tower.pad,))
     return {MASKED: ids, CHOSEN: chosen}
 
 

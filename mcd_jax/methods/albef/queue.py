@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from mcd_jax.losses import contrastive
-from mcd_jax.losses.ssl import unit
+from mcd_jax.objectives import bank
 
 NOBODY = -100   # the id of keys that no row has: those that a queue starts with
 
@@ -24,8 +24,8 @@ class Rows(NamedTuple):
 
 
 def start(key: jax.Array, size: int, batch: int, dim: int) -> jax.Array:
-    """(size / batch, batch, dim): random directions, negatives until they are overwritten (He et al. 2020, MoCo's code)."""
-    return unit(jax.random.normal(key, (size // batch, batch, dim)))
+    """(size / batch, batch, dim): random directions, negatives until they are overwritten."""
+    return bank.directions(key, (size // batch, batch, dim))
 
 
 def write(queue: jax.Array, rows: jax.Array, at: jax.Array) -> jax.Array:

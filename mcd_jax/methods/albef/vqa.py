@@ -20,7 +20,8 @@ import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
-from mcd_jax.methods.albef import albef, mlm
+from mcd_jax.losses import mlm
+from mcd_jax.methods.albef import albef
 from mcd_jax.methods.albef import answer_loss as answer_loss_lib
 from mcd_jax.methods.albef import decoder as decoder_lib
 from mcd_jax.methods.albef import fusion_layers as fusion_layers_lib

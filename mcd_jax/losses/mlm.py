@@ -1,16 +1,19 @@
 """Masked language modelling (Devlin et al. 2018, section 3.1), with a teacher's soft targets (Li et al. 2021, equation 7)."""
+from collections.abc import Iterable
+
 import jax
 import jax.numpy as jnp
 
 
 def mask(key: jax.Array, tokens: jax.Array, open_: jax.Array, rate: float, mask_id: int, vocab_size: int,
-         pad: int = 0) -> tuple[jax.Array, jax.Array]:
+         never: Iterable[int] = (0,)) -> tuple[jax.Array, jax.Array]:
     """Tokens with some replaced: of those chosen 80 % by `mask_id`, 10 % by a random id, 10 % by themselves.
 
     Args:
       key: one key for the whole batch, so that the draw depends neither on microbatches nor on the mesh.
       tokens: int32 (B, L); open_: bool (B, L), where a token may be chosen, each with probability `rate`.
-      vocab_size: random ids are below it; pad: an id that is not among them, because it would hide its position.
+      vocab_size: random ids are below it, and all are drawn alike but those of `never`: the padding, which would hide its position,
+        and an end of the text by which a tower finds what it pools.
 
     Returns:
       (int32 (B, L) ids, bool (B, L) the chosen ones).
@@ -18,8 +21,10 @@ def mask(key: jax.Array, tokens: jax.Array, open_: jax.Array, rate: float, mask_
     k_chosen, k_how, k_word = jax.random.split(key, 3)
     chosen = open_ & (jax.random.uniform(k_chosen, tokens.shape) < rate)
     how = jax.random.uniform(k_how, tokens.shape)
-    word = jax.random.randint(k_word, tokens.shape, 0, vocab_size - 1, tokens.dtype)
-    word += word >= pad
+    never = sorted({i for i in never if 0 <= i < vocab_size})
+    word = jax.random.randint(k_word, tokens.shape, 0, vocab_size - len(never), tokens.dtype)
+    for i in never:   # from the smallest on: what is drawn moves past each
+        word += word >= i
     ids = jnp.where(how < 0.8, jnp.asarray(mask_id, tokens.dtype), jnp.where(how < 0.9, word, tokens))
     return jnp.where(chosen, ids, tokens), chosen
 
