@@ -27,4 +27,11 @@ def declip(config, caption, tokenize):
     config.model.text.spare_ids = 1   # the tokenizer has no mask
     config.objective = config_lib.objective("declip", mask_id=tokenizers.make("emoji").vocab_size, bank=8 * config.batch_size,
                                             hidden=512, bottleneck=128)
-    config.sharding = (("bank/rows", (("slice", "data", "fsdp", "expert"),)), *config.sharding)
+    config.sharding = (("(.*/)?bank/rows", (("slice", "data", "fsdp", "expert"),)), *config.sharding)
+
+
+def add_filip(config):
+    """Makes a config of `declip` one of DeFILIP."""
+    own = config.objective
+    shared = {key: own[key] for key in ("mask_id", "bank", "hidden", "bottleneck")}
+    config.objective = config_lib.objective("defilip", pads="masked", select=0, **shared)

@@ -151,6 +151,10 @@ CORE = {
                     "mlm": lambda out: np.sum(out["mlm/hard"]) / np.sum(out["mlm/count"])},
                    dict(augmented_text="caption", bank=12, hidden=16, bottleneck=8, mask_id=VOCAB, mask_rate=0.4),
                    dict(text=dict(TEXT, spare_ids=1)), text_passes=2),
+    "defilip": Case((3.65693, 46.39391, 0.07179, 18.82272),
+                    {"clip": lambda out: slow_declip(out["declip"]), "filip": lambda out: slow_filip(out["filip"])}, dict(
+                        augmented_text="caption", bank=12, hidden=16, bottleneck=8, mask_id=VOCAB, mask_rate=0.4, token_width=8,
+                        pads="masked", select=0), dict(text=dict(TEXT, spare_ids=1)), text_passes=2, slow=True),
     "filip": Case((4.9686, 118.61741, 0.06163, 13.73134), {"filip": slow_filip, "clip": slow_clip},
                   dict(token_width=8, weights=dict(clip=0.5))),
     "uniclip": Case((8.71325, 65.75863, 0.0633, 14.49261), {"mp_nce": slow_mp_nce}, dict(hidden=8)),
