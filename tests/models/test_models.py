@@ -271,6 +271,7 @@ def test_pixels_are_normalised_inside():
     ("text", {"act": "swish"}, "config.model.text.act='swish'"),
     ("text", {"pool": "class"}, "causal"),
     ("text", {"drop_path": 1.0}, "must be in"),
+    ("text", {"spare_ids": -1}, "spare_ids=-1 must be at least 0"),
 ])
 def test_refused_options(kind, options, sentence):
     with pytest.raises(ValueError, match=re.escape(sentence)):

@@ -12,6 +12,7 @@ from mcd_jax.losses import contrastive, ssl
 from mcd_jax.methods import declip
 from mcd_jax.models import projector
 from mcd_jax.objectives import bank as bank_lib
+from mcd_jax.optim import schedule
 from mcd_jax.run import checkpoint
 from mcd_jax.sharding import mesh as mesh_lib
 
@@ -177,6 +178,13 @@ def test_batch_normalisation_is_that_of_the_batch_and_the_linear_head_is_linear(
     params = head.init(jax.random.key(1))
     np.testing.assert_allclose(head.apply(params, x), x @ params["dense_0"]["kernel"], rtol=1e-5, atol=1e-6)
     assert params["dense_0"]["bias"].shape == (4,)
+
+
+def test_the_released_learning_rate_can_be_written():
+    """Its first update has exactly the start, ours a 2,500th of the way more."""
+    rate = schedule.make(dict(name="cosine", warmup="2500 steps", start=0.1), 1e-3, 128_001, 4096, 15_388_848)
+    got = [float(rate(count)) for count in (0, 1249, 2499, 65000, 128_000)]
+    np.testing.assert_allclose(got, (1.000000e-4, 5.498199e-4, 1.000000e-3, 5.031353e-4, 1.566554e-13), rtol=4e-3, atol=1e-9)
 
 
 @pytest.mark.parametrize("wrong, message", [
