@@ -9,4 +9,5 @@ from mcd_jax.configs import pretrain, scenes
 
 
 def get_evals(arguments=""):
-    return scenes.evaluations(**pretrain.arguments(arguments, size=scenes.SIZE, images=1000, weights_from="params"))
+    args = pretrain.arguments(arguments, size=scenes.SIZE, images=1000, weights_from="params")
+    return scenes.evaluations(pixels=args.pop("size"), **args)

@@ -47,6 +47,8 @@ class Options(NamedTuple):
     mask_student: bool = True          # A5 [inference]: without it student and teacher agree and the term says nothing
     mask_teacher: bool = False         # A5
     keep_share: float = 0.5            # A5: share of patches of the augmented view that a masked network sees
+    teacher_augmented: tuple = ()      # A5: batch keys of what the teacher sees in place of each augmented view, such as the same
+                                       # crop in more pixels; empty: the same pixels
     ema_m: float = 0.996               # A6 [medium]: the teacher's momentum
     share_text: bool = False           # A6 [weak]: the teacher uses the student's text tower instead of its own average
     sg_org: bool = False               # A11: stop the gradient through the original view
@@ -75,6 +77,9 @@ def _check(opts, towers):
             raise ValueError(f"config.objective.{name}={getattr(opts, name)!r} must be one of {', '.join(choices)}")
     if not opts.augmented:
         raise ValueError("config.objective.augmented is empty: name at least one augmented view of config.data.views")
+    if opts.teacher_augmented and len(opts.teacher_augmented) != len(opts.augmented):
+        raise ValueError(f"config.objective.teacher_augmented={tuple(opts.teacher_augmented)!r} must name a batch key for each of "
+                         f"config.objective.augmented={tuple(opts.augmented)!r}, or none")
     if not 0 < opts.keep_share <= 1:
         raise ValueError(f"config.objective.keep_share={opts.keep_share} must lie in (0, 1]")
     if not 0 <= opts.ema_m <= 1:
@@ -138,7 +143,8 @@ def make(config: ConfigDict, extra_terms: Mapping[str, Callable] = {}) -> Object
         config, towers,
         two_tower.ForwardPass({"image": TowerPass("image", opts.image), "text": TowerPass("text", opts.text)}, rows, on_batch,
                               {"teacher": teacher.of}, optional=_optional_views(opts)),
-        needs=(opts.image, opts.text, *views, *(f"{v}/misalignment" for v in (opts.image, *views) if views)),
+        needs=(opts.image, opts.text, *views, *(opts.teacher_augmented if live.teacher else ()),
+               *(f"{v}/misalignment" for v in (opts.image, *views) if views)),
         init=init,
         init_memory=teacher.init_memory,
         terms=terms,
@@ -153,7 +159,8 @@ def _optional_views(opts):
     return {**{view: TowerPass("image", view, masked[opts.mask_student]) for view in opts.augmented},
             "teacher/image": TowerPass("image", opts.image, network="teacher"),
             "teacher/text": TowerPass("text", opts.text, network="teacher"),
-            **{f"teacher/{view}": TowerPass("image", view, masked[opts.mask_teacher], "teacher") for view in opts.augmented}}
+            **{f"teacher/{view}": TowerPass("image", key, masked[opts.mask_teacher], "teacher")
+               for view, key in zip(opts.augmented, opts.teacher_augmented or opts.augmented, strict=True)}}
 
 
 # ---- log-ratios of one augmented view, (B,), or (B, B) of pairs="all" ------------------------------------------------------------

@@ -102,6 +102,19 @@ def test_scale_source_against_a_slow_formula(source, check):
     np.testing.assert_allclose(objective.terms["misalignment"](out), want, rtol=2e-4)
 
 
+def test_the_teacher_may_see_another_view():
+    options = dict(mask_student=False, teacher_augmented=("augmented2",))
+    objective, _, _, state, batch = tiny.build("mcd", **options)
+    assert "augmented2" in objective.needs and "augmented2/misalignment" not in objective.needs
+    memory = {"teacher": jax.tree.map(lambda x: x + 0.01, state.memory["teacher"])}
+    forward = lambda method, batch: method.forward(state.params, memory, batch, jax.random.key(1), state.step)
+    out, same = forward(objective, batch), forward(tiny.build("mcd", mask_student=False)[0], batch)
+    np.testing.assert_array_equal(out["augmented"], same["augmented"])
+    assert not np.allclose(out["teacher/augmented"], same["teacher/augmented"])
+    moved = forward(objective, {**batch, "augmented": batch["augmented2"]})
+    np.testing.assert_array_equal(moved["teacher/augmented"], out["teacher/augmented"])
+
+
 @pytest.mark.parametrize("positive", ["teacher", "augmentation"])
 def test_what_an_augmented_positive_counts(positive):
     """Each pair's cross-entropies times the share of its caption that the view keeps, pair by pair in numpy."""
@@ -138,6 +151,7 @@ def test_the_term_is_float32_under_bfloat16_towers():
     (dict(loss="l2"), "config.objective.loss='l2' must be one of logratio, smooth_l1"),
     (dict(keep_share=0.0), "config.objective.keep_share=0.0 must lie in"),
     (dict(augmented=()), "config.objective.augmented is empty"),
+    (dict(teacher_augmented=("a", "b")), "must name a batch key for each of config.objective.augmented="),
     (dict(positive="truth"), "config.objective.positive='truth' must be one of whole, teacher, augmentation"),
     (dict(positive_power=-1.0), "config.objective.positive_power=-1.0 must be at least 0"),
     (dict(scale_source="augmentation", pairs="all"), "needs measure='sqdist' and pairs='diag'"),

@@ -1,0 +1,49 @@
+"""MCD for choosing, on small scenes of animals: two of the three training vendors train, scenes of the third are searched.
+
+mcd-jax train --config=study_scenes:twitter --workdir=runs/study [--config.objective.weights.misalignment=10]
+mcd-jax sweep --config=study_scenes --workdir=runs/study_scenes     (every form, one seed; some 3 minutes each on 2 cores)
+
+After the colon: the vendor left out (google, twitter, fluent). The held-out vendor is not looked at. Views beside "augmented":
+"large" has the same crop in more pixels, for a teacher; "augmented2" is another crop. Every crop reports what its caption truly
+lost, and forms whose labels are that truth (`scale_source` or `positive` is "augmentation") bound what the others can gain.
+"""
+from mcd_jax import config as config_lib
+from mcd_jax.configs import scenes
+
+SIZE, SMALL = 48, 32
+CROP = "decode(content='said')|stream('{}')|crop({}, 0.1, 0.4)|flip(0.5)"
+VIEWS = dict(image=f"decode|crop({SIZE}, 0.6)", augmented=CROP.format("one", SMALL), large=CROP.format("one", SIZE),
+             augmented2=CROP.format("two", SMALL))
+TERM, POSITIVE = "objective.weights.misalignment", "objective.weights.clip_augmented"
+
+
+def get_config(left_out="twitter"):
+    config = scenes.base("600 steps", VIEWS, left_out, SIZE, 10_000, groups="animals-nature", size=72, objects=(1, 5),
+                         scale=(0.7, 1.0))
+    config.objective = config_lib.objective("mcd", ema_m=0.99, mask_student=False)
+    config.data.workers = 2
+    config.model.image.widths = (32, 96)
+    config.model.text.width = config.model.embed_dim = 96
+    return config
+
+
+def sweep(add):
+    """The open points of the method one by one; "" is CLIP."""
+    off = {TERM: 0.0, POSITIVE: 0.0}
+    add(off)
+    for positive, powers in (("whole", (1.0,)), ("teacher", (1.0, 4.0)), ("augmentation", (1.0, 4.0))):
+        for power in powers:
+            add({**off, POSITIVE: 1.0, "objective.positive": positive, "objective.positive_power": power})
+    for source in ("teacher", "augmentation"):
+        for weight in (1.0, 10.0, 100.0):
+            add({**off, TERM: weight, "objective.scale_source": source})
+    ten = {**off, TERM: 10.0}
+    for changes in ({"mask_student": True}, {"mask_student": True, "keep_share": 0.25}, {"teacher_augmented": ("large",)},
+                    {"teacher_augmented": ("large",), "mask_student": True}, {"pairs": "all"}, {"measure": "logit"},
+                    {"measure": "logit", "pairs": "all"}, {"ema_m": 0.9}, {"ema_m": 0.999},
+                    {"augmented": ("augmented", "augmented2")}, {"sg_org": True}):
+        add({**ten, **{f"objective.{key}": value for key, value in changes.items()}})
+    for weight in (0.1, 0.3):
+        add({**off, "objective.weights.distill": weight})
+    add({**ten, POSITIVE: 1.0})
+    add({**ten, POSITIVE: 1.0, "objective.positive": "teacher"})
