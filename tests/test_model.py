@@ -85,8 +85,8 @@ def embedded(run):
     """What the run's own evaluation of retrieval embeds: (images, texts) in the order of the table."""
     found, parts = {}, retrieval.parts
 
-    def spied(config, name):
-        collect, score = parts(config, name)
+    def spied(config, name, *more):
+        collect, score = parts(config, name, *more)
 
         def both(embed, state):
             found[name] = collect(embed, state)
