@@ -145,16 +145,20 @@ def slow_simsiam(out):
     return -np.mean([[cosine(p, z) for p, z in zip(out[f"predicted/{a}"], out[f"projected/{b}"])] for a, b in pairs])
 
 
+def of_part(method, formula):
+    """A formula of one of the methods that another one is composed of."""
+    return lambda out: formula({**out[method], "memory": out["memory"].get(method, {})})
+
+
+SLOW_DECLIP = {"clip": slow_declip, "nn": slow_neighbours, "simsiam": slow_simsiam,
+               "mlm": lambda out: np.sum(out["mlm/hard"]) / np.sum(out["mlm/count"])}
+DECLIP = dict(augmented_text="caption", bank=12, hidden=16, bottleneck=8, mask_id=VOCAB, mask_rate=0.4)
 CORE = {
-    "declip": Case((3.09278, 32.305, 0.07086, 18.19433),
-                   {"clip": slow_declip, "nn": slow_neighbours, "simsiam": slow_simsiam,
-                    "mlm": lambda out: np.sum(out["mlm/hard"]) / np.sum(out["mlm/count"])},
-                   dict(augmented_text="caption", bank=12, hidden=16, bottleneck=8, mask_id=VOCAB, mask_rate=0.4),
-                   dict(text=dict(TEXT, spare_ids=1)), text_passes=2),
+    "declip": Case((3.09278, 32.305, 0.07086, 18.19433), SLOW_DECLIP, DECLIP, dict(text=dict(TEXT, spare_ids=1)), text_passes=2),
     "defilip": Case((3.65693, 46.39391, 0.07179, 18.82272),
-                    {"clip": lambda out: slow_declip(out["declip"]), "filip": lambda out: slow_filip(out["filip"])}, dict(
-                        augmented_text="caption", bank=12, hidden=16, bottleneck=8, mask_id=VOCAB, mask_rate=0.4, token_width=8,
-                        pads="masked", select=0), dict(text=dict(TEXT, spare_ids=1)), text_passes=2, slow=True),
+                    {"filip": of_part("filip", slow_filip), **{term: of_part("declip", fn) for term, fn in SLOW_DECLIP.items()}},
+                    dict(DECLIP, token_width=8, pads="masked", select=0), dict(text=dict(TEXT, spare_ids=1)), text_passes=2,
+                    slow=True),
     "filip": Case((4.9686, 118.61741, 0.06163, 13.73134), {"filip": slow_filip, "clip": slow_clip},
                   dict(token_width=8, weights=dict(clip=0.5))),
     "uniclip": Case((8.71325, 65.75863, 0.0633, 14.49261), {"mp_nce": slow_mp_nce}, dict(hidden=8)),
