@@ -3,28 +3,45 @@
 mcd-jax train --config=study_scenes:twitter --workdir=runs/study [--config.objective.weights.misalignment=10]
 mcd-jax sweep --config=study_scenes --workdir=runs/study_scenes     (every form, one seed; some 3 minutes each on 2 cores)
 
-After the colon: the vendor left out (google, twitter, fluent). The held-out vendor is not looked at. Views beside "augmented":
-"large" has the same crop in more pixels, for a teacher; "augmented2" is another crop. Every crop reports what its caption truly
-lost, and forms whose labels are that truth (`scale_source` or `positive` is "augmentation") bound what the others can gain.
+After the colon: the vendor left out (google, twitter, fluent). The held-out vendor is not looked at. Figures named "known" are of
+new scenes of the vendors that train. Views beside "augmented": "large" has the same crop in more pixels, for a teacher;
+"augmented2" is another crop. Every crop reports what its caption truly lost, and forms whose labels are that truth
+(`scale_source` or `positive` is "augmentation") bound what the others can gain.
 """
 from mcd_jax import config as config_lib
-from mcd_jax.configs import scenes
+from mcd_jax.configs import emoji, scenes
 
-SIZE, SMALL = 48, 32
-CROP = "decode(content='said')|stream('{}')|crop({}, 0.1, 0.4)|flip(0.5)"
-VIEWS = dict(image=f"decode|crop({SIZE}, 0.6)", augmented=CROP.format("one", SMALL), large=CROP.format("one", SIZE),
+SIZE, SMALL = 40, 32
+CROP = "decode(content='said')|stream('{}')|crop({}, 0.1, 0.6)|jitter(0.4, 0.4, 0.4, 0.2, 0.8)|gray(0.2)|flip(0.5)"
+VIEWS = dict(image=f"decode(content='said')|crop({SIZE}, 0.6)", augmented=CROP.format("one", SMALL), large=CROP.format("one", SIZE),
              augmented2=CROP.format("two", SMALL))
 TERM, POSITIVE = "objective.weights.misalignment", "objective.weights.clip_augmented"
 
 
 def get_config(left_out="twitter"):
-    config = scenes.base("600 steps", VIEWS, left_out, SIZE, 10_000, groups="animals-nature", size=72, objects=(1, 5),
-                         scale=(0.7, 1.0))
+    more = dict(groups="animals-nature", size=72, objects=(2, 4), named=(2, 3), scale=(0.7, 1.0))
+    config = scenes.base("400 steps", VIEWS, left_out, SIZE, 10_000, **more)
     config.objective = config_lib.objective("mcd", ema_m=0.99, mask_student=False)
     config.data.workers = 2
     config.model.image.widths = (32, 96)
     config.model.text.width = config.model.embed_dim = 96
+    train = tuple(v for v in scenes.VENDORS if v != left_out)
+    known = scenes.source("train", 1000, 4, vendors=train, **more)
+    with config.unlocked():
+        evals = config.evals
+        evals.retrieval.validation.every = ""
+        evals.retrieval.known = dict(evals.retrieval.validation, source=known)
+        evals.lost_content.known = dict(evals.lost_content.validation, source=known)
+        evals.zeroshot = {name: _single(vendors) for name, vendors in (("validation", (left_out,)), ("known", train))}
+        del evals.lost_content["untrained"]
     return config
+
+
+def _single(vendors):
+    """Single drawings of animals, by their names."""
+    drawings = emoji.source("train", vendors=vendors, groups="animals-nature")
+    return dict(source=drawings, views=dict(image=f"decode|resize({SIZE})"), label="concept_id", names=drawings,
+                templates=("{}", "a {}"), tokenizer="emoji", context=scenes.CONTEXT, weights_from="params")
 
 
 def sweep(add):

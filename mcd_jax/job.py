@@ -82,6 +82,7 @@ def build(config, bad_examples=None, devices=None):
     if missing:
         raise ValueError(f"objective {config_lib.title(config.objective)!r} needs the batch key {missing[0]!r}, which "
                          f"config.data.views does not make: it makes {', '.join(sorted(batch))}")
+    _check_misalignments(objective, pipeline.views)
     if config.ema:
         objective = step_lib.with_average(objective, config.ema)
     weights = term_weights(config, lambda name, value: durations(name, value, total))
@@ -105,6 +106,16 @@ def build(config, bad_examples=None, devices=None):
                lambda key, params=None, locked=None: start(key, params, locked), step,
                lambda name, value: durations(name, value, total),
                lambda: model_flops(config, tx, weights, state, batch))
+
+
+def _check_misalignments(objective, views):
+    """Refuses an objective that compares what one view's caption lost with how strong another's augmentation is."""
+    read = [name for name in views.images if f"{name}/misalignment" in objective.needs]
+    true = [name for name in read if views.true(name)]
+    if true and len(true) < len(read):
+        other = next(name for name in read if name not in true)
+        raise ValueError(f"config.data.views.{true[0]} reports what its caption lost, by decode(content=...), and {other} how strong "
+                         "its augmentation is: the objective compares the two, so let both views begin alike")
 
 
 def objective_of(config):

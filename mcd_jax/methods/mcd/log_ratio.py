@@ -69,6 +69,26 @@ def log_ratio(anchor: jax.Array, augmented: jax.Array, original: jax.Array, meas
     return jnp.log(distance(augmented, anchor) + eps) - jnp.log(distance(original, anchor) + eps)
 
 
+def softmax_log_ratio(anchor: jax.Array, augmented: jax.Array, original: jax.Array, scale: float | jax.Array,
+                      implementation: str = "auto", sg_org: bool = False, sg_text: bool = False) -> jax.Array:
+    """log p(own anchor | original) - log p(own anchor | augmented), (B,) float32; p: softmax of scale * cos over all anchors.
+
+    The logit form of `log_ratio` between softmax-normalised alignment matrices: what moves an image's similarity to every text
+    alike is no misalignment.
+
+    Args:
+      anchor, augmented, original: (B, D) unit rows; scale, sg_org, sg_text: as for `log_ratio`.
+      implementation: of the sums over all pairs, see `losses.contrastive`.
+    """
+    anchor = jax.lax.stop_gradient(anchor) if sg_text else anchor
+    original = jax.lax.stop_gradient(original) if sg_org else original
+    texts = contrastive.seen(anchor, implementation)
+    gap = log_ratio(texts, augmented, original, "logit", scale=scale)
+    of_original, of_augmented = (contrastive.lse(images, anchor, scale, columns=False, implementation=implementation)[0]
+                                 for images in (original, augmented))
+    return gap - (of_original - of_augmented)
+
+
 def label_log_ratio(y_augmented: jax.Array, y_original: jax.Array, eps: float = 1e-6) -> jax.Array:
     """log(y_augmented / y_original) (B,) float32 of two positive misalignment targets (B,); 1: untouched."""
     y_augmented, y_original = y_augmented.astype(jnp.float32), y_original.astype(jnp.float32)

@@ -42,7 +42,8 @@ class Options(NamedTuple):
     text: str = "text"
     augmented: tuple = ("augmented",)  # one or several augmented views
     loss: str = "logratio"             # A2 [medium]: "logratio" (squared difference of logs) | "smooth_l1"
-    measure: str = "sqdist"            # A3 [medium]: "sqdist" | "logit" (gap of logits: the log-ratio of exp-similarities)
+    measure: str = "sqdist"            # A3 [medium]: "sqdist" | "logit" (gap of logits: the log-ratio of exp-similarities) |
+                                       # "softmax" (the same of similarities that are normalised over the batch's captions)
     pairs: str = "diag"                # A4 [medium]: "diag" (a caption with its own image) | "all" (N x N)
     mask_student: bool = True          # A5 [inference]: without it student and teacher agree and the term says nothing
     mask_teacher: bool = False         # A5
@@ -67,7 +68,7 @@ class Options(NamedTuple):
 
 WEIGHTS = {"clip": 1.0, "misalignment": 1.0, "distill": 0.0, "clip_augmented": 0.0, "ssl": 0.0}   # A10, A8, A7, A9
 WARMUP = {"misalignment": "1 epoch"}                                                              # A12
-_CHOICES = {"loss": ("logratio", "smooth_l1"), "measure": ("sqdist", "logit"), "pairs": ("diag", "all"),
+_CHOICES = {"loss": ("logratio", "smooth_l1"), "measure": ("sqdist", "logit", "softmax"), "pairs": ("diag", "all"),
             "scale_source": ("teacher", "augmentation", "both"), "positive": ("whole", "teacher", "augmentation")}
 
 
@@ -87,6 +88,8 @@ def _check(opts, towers):
     if opts.scale_source != "teacher" and (opts.measure != "sqdist" or opts.pairs != "diag"):
         raise ValueError("config.objective.scale_source other than 'teacher' compares distances of matching pairs: "
                          "it needs measure='sqdist' and pairs='diag'")
+    if opts.measure == "softmax" and opts.pairs != "diag":
+        raise ValueError("config.objective.measure='softmax' is of an image and its own caption among all: it needs pairs='diag'")
     if opts.positive_power < 0:
         raise ValueError(f"config.objective.positive_power={opts.positive_power} must be at least 0")
     if opts.share_text and towers.both is not None:
@@ -166,14 +169,23 @@ def _optional_views(opts):
 # ---- log-ratios of one augmented view, (B,), or (B, B) of pairs="all" ------------------------------------------------------------
 
 
+def _ratio(opts, out, view, who="", measure=""):
+    """The log-ratio of who="", the student, or of "teacher/"; measure: in place of the options'."""
+    of = out[f"{who}text"], out[f"{who}{view}"], out[f"{who}image"]
+    stops = {} if who else dict(sg_org=opts.sg_org, sg_text=opts.sg_text)
+    measure = measure or opts.measure
+    if measure == "softmax":
+        return log_ratio.softmax_log_ratio(*of, out[f"{who}scale"], opts.implementation, **stops)
+    return log_ratio.log_ratio(*of, measure, opts.pairs if measure == opts.measure else "diag", out[f"{who}scale"], opts.eps,
+                               **stops)
+
+
 def _student_ratio(opts, out, view):
-    return log_ratio.log_ratio(out["text"], out[view], out["image"], opts.measure, opts.pairs, out["scale"], opts.eps,
-                               opts.sg_org, opts.sg_text)
+    return _ratio(opts, out, view)
 
 
 def _teacher_ratio(opts, out, view):
-    return log_ratio.log_ratio(out["teacher/text"], out[f"teacher/{view}"], out["teacher/image"], opts.measure, opts.pairs,
-                               out["teacher/scale"], opts.eps)
+    return _ratio(opts, out, view, "teacher/")
 
 
 def _label_ratio(opts, out, view):
@@ -183,14 +195,13 @@ def _label_ratio(opts, out, view):
 def _kept(opts, out, view):
     """The share f32 (B,) of its caption that an augmented view keeps, in [0, 1], to the power of the options; None: all count 1.
 
-    By the teacher: the ratio of the exp-similarities of caption and augmented view to those of caption and original, at most 1. By
-    the pipeline: 1 less what the view lost, of a target y = 1 + loss.
+    By the teacher: the ratio of the exp-similarities of caption and augmented view to those of caption and original, at most 1;
+    measure="softmax" normalises them. By the pipeline: 1 less what the view lost, of a target y = 1 + loss.
     """
     if opts.positive == "whole":
         return None
     if opts.positive == "teacher":
-        ratio = log_ratio.log_ratio(out["teacher/text"], out[f"teacher/{view}"], out["teacher/image"], "logit",
-                                    scale=out["teacher/scale"])
+        ratio = _ratio(opts, out, view, "teacher/", "softmax" if opts.measure == "softmax" else "logit")
         return jnp.exp(-opts.positive_power * jnp.maximum(ratio, 0.0))
     return jnp.clip(1.0 + out[f"target/{opts.image}"] - out[f"target/{view}"], 0.0, 1.0) ** opts.positive_power
 

@@ -70,6 +70,29 @@ def test_the_ring_equals_the_gather_form(kind, measure, mesh, monkeypatch):
                                 mesh, monkeypatch)
 
 
+def slow_softmax_ratio(w, aug, org, scale):
+    def share(image, i):
+        values = [np.exp(scale * np.dot(image, text)) for text in w]
+        return values[i] / sum(values)
+    return np.array([np.log(share(o, i)) - np.log(share(a, i)) for i, (a, o) in enumerate(zip(aug, org, strict=True))])
+
+
+@pytest.mark.parametrize("implementation", ["gather", "ring"])
+def test_softmax_value_and_gradient(implementation):
+    target = 0.7 * np.random.default_rng(9).normal(size=B)
+    value_and_gradient(
+        lambda w, a, u: log_ratio.loss(log_ratio.softmax_log_ratio(w, a, u, 3.0, implementation), jnp.asarray(target, jnp.float32)),
+        lambda w, a, u: slow_regression(slow_softmax_ratio(w, a, u, 3.0), target, "logratio"), (rows(1), rows(2), rows(3)))
+
+
+def test_what_moves_all_similarities_alike_is_no_misalignment_of_softmax():
+    """The captions differ in two axes; what an augmented view gains in the third, which they share, changes the logits alone."""
+    w = jnp.array([[0.6, 0, 0.8], [0, 0.6, 0.8]])
+    u, a = jnp.array([[0.5, 0, 0.75 ** 0.5]] * 2), jnp.array([[0.5, 0, 0.1]] * 2)
+    np.testing.assert_allclose(log_ratio.softmax_log_ratio(w, a, u, 10.0), 0, atol=1e-5)
+    assert np.all(log_ratio.log_ratio(w, a, u, "logit", scale=10.0) > 1)
+
+
 def test_closed_forms():
     # text e0, original at 60 degrees (D = 1), augmented at 90 degrees (D = 2)
     w, u, a = jnp.array([[1.0, 0]]), jnp.array([[0.5, 0.75 ** 0.5]]), jnp.array([[0.0, 1]])
@@ -96,6 +119,7 @@ def test_ratio_is_zero_without_augmentation():
     for measure in log_ratio.MEASURES:
         for pairs in log_ratio.PAIRS:
             assert not np.any(log_ratio.log_ratio(w, u, u, measure, pairs))
+    assert not np.any(log_ratio.softmax_log_ratio(w, u, u, 10.0))
 
 
 def test_equal_student_and_teacher_teach_nothing():

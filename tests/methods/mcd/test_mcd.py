@@ -52,9 +52,9 @@ def test_a_zero_weight_leaves_no_trace_in_the_compiled_step():
 
 
 SWITCHES = [
-    dict(loss="smooth_l1"), dict(measure="logit"), dict(pairs="all"), dict(measure="logit", pairs="all"), dict(mask_teacher=True),
-    dict(mask_student=False), dict(keep_share=0.25), dict(share_text=True), dict(sg_org=True), dict(sg_text=True),
-    dict(scale_source="augmentation"), dict(scale_source="both"), dict(augmented=("augmented", "augmented2")),
+    dict(loss="smooth_l1"), dict(measure="logit"), dict(measure="softmax"), dict(pairs="all"), dict(measure="logit", pairs="all"),
+    dict(mask_teacher=True), dict(mask_student=False), dict(keep_share=0.25), dict(share_text=True), dict(sg_org=True),
+    dict(sg_text=True), dict(scale_source="augmentation"), dict(scale_source="both"), dict(augmented=("augmented", "augmented2")),
     dict(weights=dict(distill=1.0)), dict(weights=dict(clip_augmented=1.0)),
     dict(weights=dict(clip_augmented=1.0), positive="teacher"), dict(weights=dict(ssl=1.0), augmented=("augmented", "augmented2")),
 ]

@@ -3,7 +3,8 @@ import pathlib
 
 import pytest
 
-from mcd_jax.configs import mcd_web
+from mcd_jax import job
+from mcd_jax.configs import mcd_web, study_scenes
 from mcd_jax.sweep import plan
 from tests.costs.test_compile import is_planned
 
@@ -29,3 +30,14 @@ def test_the_example_sweeps_weights_over_seeds(monkeypatch):
     monkeypatch.chdir(ROOT)
     runs = plan.plan("configs/mcd_emoji.py", "runs/weights")
     assert len(runs) == 9 and runs[8].name == "weights.misalignment=5.0,seed=2"
+
+
+def test_a_true_misalignment_beside_a_mere_severity_is_refused():
+    """Else a label is what a crop lost less how strong the crop of the original was: noise, and nothing shows it."""
+    config = study_scenes.get_config("twitter")
+    assert job.build(config).pipeline.views.true("image")
+    config.data.views.image = "decode|crop(40, 0.6)"
+    with pytest.raises(ValueError, match="views.augmented reports what its caption lost, .* and image how strong its augmentation"):
+        job.build(config)
+    config.objective.weights.misalignment = 0.0   # nothing compares them
+    job.build(config)
