@@ -9,6 +9,6 @@ from mcd_jax.configs import scenes
 
 
 def get_config(left_out=""):
-    config = scenes.base("1000 steps", dict(image=scenes.ORIGINAL), left_out)
+    config = scenes.base(dict(image=scenes.ORIGINAL), left_out)
     config.objective = config_lib.objective("clip")
     return config

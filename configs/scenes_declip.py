@@ -10,6 +10,6 @@ STRONG = f"decode|crop({scenes.SIZE}, 0.2)|jitter(0.4, 0.4, 0.4, 0.1, 0.8)|gray(
 
 
 def get_config(left_out=""):
-    config = scenes.base("1000 steps", dict(image=STRONG, augmented=STRONG), left_out)
+    config = scenes.base(dict(image=STRONG, augmented=STRONG), left_out)
     declip_emoji.declip(config, *scenes.TEXT.split("|"))
     return config

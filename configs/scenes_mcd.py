@@ -9,6 +9,6 @@ from mcd_jax.configs import scenes
 
 
 def get_config(left_out=""):
-    config = scenes.base("1000 steps", dict(image=scenes.ORIGINAL, augmented=scenes.AUGMENTED), left_out)
+    config = scenes.base(dict(image=scenes.ORIGINAL, augmented=scenes.AUGMENTED), left_out)
     config.objective = config_lib.objective("mcd", ema_m=0.99)
     return config

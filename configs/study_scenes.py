@@ -1,4 +1,4 @@
-"""MCD for choosing, on small scenes of animals: two of the three training vendors train, scenes of the third are searched.
+"""MCD for choosing, on scenes: two of the three training vendors train, scenes of the third are searched.
 
 mcd-jax train --config=study_scenes:twitter --workdir=runs/study [--config.objective.weights.misalignment=10]
 mcd-jax sweep --config=study_scenes --workdir=runs/study_scenes     (every form, one seed; some 3 minutes each on 2 cores)
@@ -9,39 +9,26 @@ new scenes of the vendors that train. Views beside "augmented": "large" has the 
 (`scale_source` or `positive` is "augmentation") bound what the others can gain.
 """
 from mcd_jax import config as config_lib
-from mcd_jax.configs import emoji, scenes
+from mcd_jax.configs import scenes
 
-SIZE, SMALL = 40, 32
-CROP = "decode(content='said')|stream('{}')|crop({}, 0.1, 0.6)|jitter(0.4, 0.4, 0.4, 0.2, 0.8)|gray(0.2)|flip(0.5)"
-VIEWS = dict(image=f"decode(content='said')|crop({SIZE}, 0.6)", augmented=CROP.format("one", SMALL), large=CROP.format("one", SIZE),
-             augmented2=CROP.format("two", SMALL))
+ONE, TWO = (scenes.AUGMENTED.replace("|crop", f"|stream('{name}')|crop") for name in ("one", "two"))
+VIEWS = dict(image=scenes.ORIGINAL, augmented=ONE, large=ONE.replace(f"crop({scenes.SMALL}", f"crop({scenes.SIZE}"), augmented2=TWO)
 TERM, POSITIVE = "objective.weights.misalignment", "objective.weights.clip_augmented"
 
 
 def get_config(left_out="twitter"):
-    more = dict(groups="animals-nature", size=72, objects=(2, 4), named=(2, 3), scale=(0.7, 1.0))
-    config = scenes.base("400 steps", VIEWS, left_out, SIZE, 10_000, **more)
+    config = scenes.base(VIEWS, left_out, "400 steps")
     config.objective = config_lib.objective("mcd", ema_m=0.99, mask_student=False)
-    config.data.workers = 2
-    config.model.image.widths = (32, 96)
-    config.model.text.width = config.model.embed_dim = 96
     train = tuple(v for v in scenes.VENDORS if v != left_out)
-    known = scenes.source("train", 1000, 4, vendors=train, **more)
+    known = scenes.source("train", 1000, 4, train)
     with config.unlocked():
         evals = config.evals
         evals.retrieval.validation.every = ""
         evals.retrieval.known = dict(evals.retrieval.validation, source=known)
         evals.lost_content.known = dict(evals.lost_content.validation, source=known)
-        evals.zeroshot = {name: _single(vendors) for name, vendors in (("validation", (left_out,)), ("known", train))}
+        evals.zeroshot.known = scenes.single(known["source"])
         del evals.lost_content["untrained"]
     return config
-
-
-def _single(vendors):
-    """Single drawings of animals, by their names."""
-    drawings = emoji.source("train", vendors=vendors, groups="animals-nature")
-    return dict(source=drawings, views=dict(image=f"decode|resize({SIZE})"), label="concept_id", names=drawings,
-                templates=("{}", "a {}"), tokenizer="emoji", context=scenes.CONTEXT, weights_from="params")
 
 
 def sweep(add):

@@ -114,8 +114,8 @@ def _check_misalignments(objective, views):
     true = [name for name in read if views.true(name)]
     if true and len(true) < len(read):
         other = next(name for name in read if name not in true)
-        raise ValueError(f"config.data.views.{true[0]} reports what its caption lost, by decode(content=...), and {other} how strong "
-                         "its augmentation is: the objective compares the two, so let both views begin alike")
+        raise ValueError(f"config.data.views.{true[0]} reports what its caption lost, by decode(content=...), and {other} how "
+                         "strong its augmentation is: the objective compares the two, so let both views begin alike")
 
 
 def objective_of(config):

@@ -37,7 +37,7 @@ def test_a_true_misalignment_beside_a_mere_severity_is_refused():
     config = study_scenes.get_config("twitter")
     assert job.build(config).pipeline.views.true("image")
     config.data.views.image = "decode|crop(40, 0.6)"
-    with pytest.raises(ValueError, match="views.augmented reports what its caption lost, .* and image how strong its augmentation"):
+    with pytest.raises(ValueError, match=r"views\.augmented reports what its caption lost, .* and image how strong"):
         job.build(config)
     config.objective.weights.misalignment = 0.0   # nothing compares them
     job.build(config)
