@@ -12,6 +12,8 @@ import tomllib
 
 import pytest
 
+from mcd_jax.configs import scenes_large
+
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 LAUNCH = ROOT / "launch"
 ENV = {k: v for k, v in os.environ.items() if not k.startswith(("TPU_", "GKE_", "MCD_", "JAX_", "XLA_"))}
@@ -180,6 +182,13 @@ def test_bucket_data():
     assert gcloud(argv)[:2] == ("storage rsync", ["gs://lab/data", "/dev/shm/d"])
 
 
+def test_the_rows_of_the_comparison_on_scenes():
+    commands, _ = dry("scenes_gpu.sh", "--seeds=0 1", "--steps=5")
+    assert [c[:2] for c in commands] == [["mcd-jax", "train"]] * 8 + [["mcd-jax", "results"]]
+    arguments = [word.partition(":")[2] for c in commands for word in c if word.startswith("--config=scenes_large:")]
+    assert [scenes_large.get_config(text).steps for text in arguments] == ["5 steps"] * 8
+
+
 @pytest.mark.parametrize("name, arguments, says", [
     ("tpu.sh", ["create", "--zone=z", "--project=p"], "--name or TPU_NAME"),
     ("tpu.sh", ["create", "--name=mcd", "--project=p"], "--zone or TPU_ZONE"),
@@ -204,6 +213,8 @@ def test_bucket_data():
     ("local.sh", ["two", "--", "true"], "number of processes"),
     ("local.sh", ["2"], "after --"),
     ("local.sh", ["2", "--frob", "1", "--", "true"], "--frob"),
+    ("scenes_gpu.sh", ["--frob"], "--help"),
+    ("scenes_gpu.sh", ["--steps", "few"], "whole number"),
 ])
 def test_bad_input_is_answered_with_what_to_give(name, arguments, says, tmp_path):
     at = arguments.index("--") if "--" in arguments else len(arguments)
