@@ -32,22 +32,27 @@ def get_config(left_out="twitter"):
 
 
 def sweep(add):
-    """The open points of the method one by one; "" is CLIP."""
+    """The open points of the method one by one; with both weights 0 it is CLIP."""
     off = {TERM: 0.0, POSITIVE: 0.0}
     add(off)
-    for positive, powers in (("whole", (1.0,)), ("teacher", (1.0, 4.0)), ("augmentation", (1.0, 4.0))):
-        for power in powers:
-            add({**off, POSITIVE: 1.0, "objective.positive": positive, "objective.positive_power": power})
-    for source in ("teacher", "augmentation"):
-        for weight in (1.0, 10.0, 100.0):
+    for changes in ({"positive": "whole"}, {"positive": "teacher", "measure": "softmax"}, {"positive": "augmentation"},
+                    {"positive": "augmentation", "positive_power": 4.0}, {"positive": "teacher"},
+                    {"positive": "teacher", "measure": "softmax", "positive_power": 4.0}):
+        add({**off, POSITIVE: 1.0, **_of(changes)})
+    for source, weights in (("teacher", (1.0, 10.0, 100.0)), ("augmentation", (10.0, 100.0))):
+        for weight in weights:
             add({**off, TERM: weight, "objective.scale_source": source})
     ten = {**off, TERM: 10.0}
-    for changes in ({"mask_student": True}, {"mask_student": True, "keep_share": 0.25}, {"teacher_augmented": ("large",)},
-                    {"teacher_augmented": ("large",), "mask_student": True}, {"pairs": "all"}, {"measure": "logit"},
-                    {"measure": "logit", "pairs": "all"}, {"ema_m": 0.9}, {"ema_m": 0.999},
-                    {"augmented": ("augmented", "augmented2")}, {"sg_org": True}):
-        add({**ten, **{f"objective.{key}": value for key, value in changes.items()}})
+    for changes in ({"measure": "softmax"}, {"measure": "logit"}, {"pairs": "all"}, {"mask_student": True},
+                    {"teacher_augmented": ("large",)}, {"teacher_augmented": ("large",), "mask_student": True}, {"ema_m": 0.9},
+                    {"ema_m": 0.9999}, {"augmented": ("augmented", "augmented2")}, {"sg_org": True}):
+        add({**ten, **_of(changes)})
+    add({**ten, "objective.warmup.misalignment": "200 steps"})
     for weight in (0.1, 0.3):
         add({**off, "objective.weights.distill": weight})
     add({**ten, POSITIVE: 1.0})
-    add({**ten, POSITIVE: 1.0, "objective.positive": "teacher"})
+    add({**off, TERM: 1.0, POSITIVE: 1.0, **_of({"positive": "teacher", "measure": "softmax"})})
+
+
+def _of(changes):
+    return {f"objective.{key}": value for key, value in changes.items()}

@@ -2,6 +2,7 @@
 
 Runs that differ in nothing but the seed are one group. `--by=objective.name,model.image.width` groups by these config keys instead,
 and labels the groups by them. The table is printed and written as `results.md`, `results.csv` and `results.html` (with plots).
+`--against=NAME` adds what each row has more than that of this name: paired by seed, with the interval of the mean and a t-test.
 
 A JSON file in place of a workdir is a table of stored figures and gets a page of its own: `docs/results` is written by
 `mcd-jax results docs/results/figures/*.json --out=docs/results --formats=md`, and
@@ -77,8 +78,14 @@ def write(table: means.Table, folder: str | pathlib.Path, formats: Sequence[str]
 
 
 def on_screen(table: means.Table) -> str:
-    """A table as aligned text."""
-    head, rows = pages.cells(table)
+    """A table as aligned text, and below it the differences from the row of `table.against`."""
+    text = _aligned(*pages.cells(table))
+    if table.against:
+        text += f"\n\nless {table.against}: {pages.DIFFERENCES}\n{_aligned(*pages.differences(table))}"
+    return text
+
+
+def _aligned(head, rows):
     widths = [max(len(row[i]) for row in (head, *rows)) for i in range(len(head))]
     return "\n".join("  ".join(text.ljust(w) if i == 0 else text.rjust(w) for i, (text, w) in enumerate(zip(row, widths))).rstrip()
                      for row in (head, *rows))
@@ -94,6 +101,7 @@ def parser() -> command.Parser:
     parser.add_argument("--formats", default="md,csv,html", help="of the pages: md, csv, html")
     parser.add_argument("--store", default="", metavar="FILE", help="also keep the runs' figures as a JSON file")
     parser.add_argument("--title", default="", help="of the page")
+    parser.add_argument("--against", default="", metavar="NAME", help="row that the others are compared with, paired by seed")
     return parser
 
 
@@ -104,7 +112,8 @@ def main(args: list[str] | None = None) -> None:
     with command.sentences():
         if unknown := set(formats) - set(FORMATS):
             raise ValueError(f"--formats={args.formats}: {', '.join(sorted(unknown))} is not one of {', '.join(FORMATS)}")
-        made = [table._replace(title=args.title or table.title) for table in tables(args.paths, by, figures)]
+        made = [table._replace(title=args.title or table.title, against=args.against or table.against)
+                for table in tables(args.paths, by, figures)]
         for table in made:
             print(on_screen(table))
             print(", ".join(map(str, write(table, args.out, formats))), flush=True)
@@ -112,7 +121,7 @@ def main(args: list[str] | None = None) -> None:
             atomic.write_text(pathlib.Path(args.out) / "README.md", pages.contents(made))
         if args.store:
             table, runs = of_runs(runs_at(args.paths), by, figures)
-            means.store(args.store, runs, table.groups, table.columns, args.title)
+            means.store(args.store, runs, table.groups, table.columns, args.title, args.against)
             print(args.store)
 
 

@@ -7,9 +7,11 @@ from typing import Any
 
 from mcd_jax.html import document, el, figure, grid, note, table, words
 from mcd_jax.report import plots
+from mcd_jax.run import means
 from mcd_jax.run.means import Column, Figure, Group, Table
 from mcd_jax.run.results import COUNTS, number
 
+DIFFERENCES = "mean of the differences between runs of one seed, its 95 % interval, and p of the paired t-test, two-sided."
 _WIDE = 9   # more figures than this stand below one another, with the groups across
 
 
@@ -23,6 +25,10 @@ def markdown(result: Table) -> str:
     head, rows = cells(result)
     right = [":---", *["---:"] * (len(head) - 1)]
     lines += [_line(head), _line(right), *[_line(row) for row in rows], ""]
+    if result.against:
+        head, rows = differences(result)
+        lines += [f"Less {result.against}: {DIFFERENCES}", "", _line(head), _line([":---", *["---:"] * (len(head) - 1)]),
+                  *[_line(row) for row in rows], ""]
     if result.origin:
         lines += [f"*Origin of the figures*: {result.origin}", ""]
     commands = [(name(one), one.command) for one in result.groups if one.command]
@@ -52,6 +58,30 @@ def cells(result: Table) -> tuple[list[str], list[list[str]]]:
     head = [_labels_head(result.groups), *(["runs"] if counts else []), *[title(column) for column in result.columns]]
     return head, [[name(one), *([str(one.runs)] if counts else []), *[cell(column, one) for column in result.columns]]
                   for one in result.groups]
+
+
+def differences(result: Table) -> tuple[list[str], list[list[str]]]:
+    """(head, rows) of the other groups less the one named `against`, as text, paired by seed.
+
+    Raises:
+      ValueError: no group has that name.
+    """
+    names = [name(one) for one in result.groups]
+    if result.against not in names:
+        raise ValueError(f"--against={result.against}: no row of this table has that name; there are {', '.join(names)}")
+    base, rows = result.groups[names.index(result.against)], []
+    for label, one in zip(names, result.groups):
+        if one is not base:
+            rows.append([label, *[_difference(column, one, base) for column in result.columns]])
+    return [_labels_head(result.groups), *[title(column) for column in result.columns]], rows
+
+
+def _difference(column, one, base):
+    found = means.difference(one.by_seed.get(column.figure, {}), base.by_seed.get(column.figure, {}))
+    if found is None:
+        return "-"
+    mean, low, high = (digits(column, value, found.mean) for value in found[:3])
+    return f"{'+' if found.mean > 0 else ''}{mean} [{low}, {high}], p {found.p:.2g}"
 
 
 def _labels_head(groups: Any) -> str:
@@ -125,6 +155,10 @@ def as_html(result: Table) -> str:
     lines = [[el("th" if i == 0 else "td", text) for i, text in enumerate(row)] for row in rows]
     sections = {"table": ("Means", [[note(_plain(text)) for text in result.text], table([el("th", text) for text in head], lines),
                                     note(f"Origin of the figures: {result.origin}") if result.origin else None])}
+    if result.against:
+        head, rows = differences(result)
+        lines = [[el("th" if i == 0 else "td", text) for i, text in enumerate(row)] for row in rows]
+        sections["differences"] = (f"Less {result.against}", [note(DIFFERENCES), table([el("th", text) for text in head], lines)])
     sections["plots"] = ("Plots", grid([figure(words(title(column)), "", plot(result, column)) for column in result.columns
                                         if any(column.figure in one.figures for one in result.groups)]))
     return document(result.title or result.name, lead, sections)

@@ -40,6 +40,7 @@ class Group(NamedTuple):
     names: tuple                      # of the runs, where they are known
     figures: Mapping[str, Figure]
     command: str = ""                 # what makes one of these runs
+    by_seed: Mapping[str, Mapping] = {}   # figure -> {seed: value}, of runs whose seeds differ
 
 
 class Column(NamedTuple):
@@ -55,6 +56,7 @@ class Table(NamedTuple):
     title: str = ""
     text: Sequence[str] = ()          # paragraphs: what the columns mean
     origin: str = ""                  # where the figures come from
+    against: str = ""                 # name of the group that the others are compared with, seed by seed
 
 
 # ---- runs ----------------------------------------------------------------------------------------------------------------------
@@ -97,7 +99,8 @@ def group(runs: Sequence[Run], by: Sequence[str] = ()) -> list[Group]:
     result = []
     for own in members.values():
         labels = {key: own[0].config.get(key, MISSING) for key in keys} or {"": own[0].name}
-        result.append(Group(labels, len(own), tuple(run.name for run in own), _summaries([run.figures for run in own])))
+        result.append(Group(labels, len(own), tuple(run.name for run in own), _summaries([run.figures for run in own]),
+                            by_seed=_by_seed([(run.config.get("seed"), run.figures) for run in own])))
     return result
 
 
@@ -164,6 +167,40 @@ def _summaries(figures: Iterable[Mapping[str, float]]) -> dict[str, Figure]:
     return {key: Figure(statistics.fmean(v), statistics.stdev(v) if len(v) > 1 else None, len(v)) for key, v in values.items()}
 
 
+def _by_seed(runs):
+    """{figure: {seed: value}} of (seed, figures); {} where two runs have one seed, or one has none."""
+    seeds = [seed for seed, _ in runs]
+    if None in seeds or len(set(seeds)) < len(seeds):
+        return {}
+    return {key: {seed: own[key] for seed, own in runs if key in own} for key in dict.fromkeys(k for _, own in runs for k in own)}
+
+
+# ---- differences ---------------------------------------------------------------------------------------------------------------
+
+
+class Difference(NamedTuple):
+    mean: float
+    low: float                        # 95 % interval of the mean
+    high: float
+    p: float                          # two-sided
+    pairs: int
+
+
+def difference(values: Mapping[Any, float], base: Mapping[Any, float]) -> Difference | None:
+    """The paired t-test of two {seed: value}, over the seeds that both have; None for fewer than two.
+
+    Where every difference is the same its interval has no width, and p is 0, or 1 for no difference.
+    """
+    gaps = [values[seed] - base[seed] for seed in values if seed in base]
+    if len(gaps) < 2:
+        return None
+    from scipy import stats  # takes half a second, and few tables need it
+    mean, error = statistics.fmean(gaps), statistics.stdev(gaps) / math.sqrt(len(gaps))
+    half = float(stats.t.ppf(0.975, len(gaps) - 1)) * error
+    p = 2 * float(stats.t.sf(abs(mean) / error, len(gaps) - 1)) if error else float(not mean)
+    return Difference(mean, mean - half, mean + half, p, len(gaps))
+
+
 # ---- stored tables -------------------------------------------------------------------------------------------------------------
 
 
@@ -195,12 +232,15 @@ def _table(path, stored):
             figures = {key: Figure(value["mean"], value.get("deviation"), value.get("seeds", count))
                        for key, value in row["published"].items()}
         names = tuple(run["name"] for run in row.get("runs", ()))
-        groups.append(Group(row["labels"], count, names, figures, row.get("command", "")))
+        seeds = _by_seed([(run.get("seed"), run["figures"]) for run in row.get("runs", ())])
+        groups.append(Group(row["labels"], count, names, figures, row.get("command", ""), seeds))
     columns = [Column(c["figure"], c.get("label", ""), c.get("digits")) for c in stored["columns"]]
-    return Table(path.stem, groups, columns, stored.get("title", ""), stored.get("text", ()), stored.get("origin", ""))
+    return Table(path.stem, groups, columns, stored.get("title", ""), stored.get("text", ()), stored.get("origin", ""),
+                 stored.get("against", ""))
 
 
-def store(path: str | pathlib.Path, runs: Sequence[Run], groups: Sequence[Group], columns: Sequence[Column], title: str = ""):
+def store(path: str | pathlib.Path, runs: Sequence[Run], groups: Sequence[Group], columns: Sequence[Column], title: str = "",
+          against: str = ""):
     """Writes the figures of `runs` as a JSON file that `read_table` reads: a row for each group, with each of its runs."""
     wanted, by_name = [column.figure for column in columns], {run.name: run for run in runs}
     rows = []
@@ -210,5 +250,5 @@ def store(path: str | pathlib.Path, runs: Sequence[Run], groups: Sequence[Group]
             {"name": run.name, "seed": run.config.get("seed"), "figures": {k: run.figures[k] for k in wanted if k in run.figures}}
             for run in own]})
     record = {"format": FORMAT, "title": title, "origin": "figures of each run's evals.json",
-              "columns": [{"figure": column.figure} for column in columns], "rows": rows}
+              "against": against, "columns": [{"figure": column.figure} for column in columns], "rows": rows}
     atomic.write_text(path, json.dumps(record, indent=1, ensure_ascii=False) + "\n")

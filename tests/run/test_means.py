@@ -56,6 +56,29 @@ def test_by_groups_and_labels_by_config_keys_and_says_what_it_mixes(tmp_path, ca
         means.group(read, ("objective.nam",))
 
 
+def test_a_difference_is_paired_by_seed():
+    """Student's sleep data (1908), as scipy.stats.ttest_rel and R's t.test(paired=TRUE) give it: t = 4.0621, p = 0.002833."""
+    drug = {1: 0.7, 2: -1.6, 3: -0.2, 4: -1.2, 5: -0.1, 6: 3.4, 7: 3.7, 8: 0.8, 9: 0.0, 10: 2.0, "alone": 9.0}
+    other = {10: 3.4, 9: 4.6, 8: 1.6, 7: 5.5, 6: 4.4, 5: -0.1, 4: 0.1, 3: 1.1, 2: 0.8, 1: 1.9}
+    found = means.difference(other, drug)
+    assert found == pytest.approx((1.58, 0.7001142, 2.4598858, 0.00283289, 10), rel=1e-5)
+    assert means.difference({0: 1.0, 1: 2.0}, {0: 1.0, 2: 2.0}) is None
+    assert means.difference({0: 1.0, 1: 2.0}, {0: 0.5, 1: 1.5})[::3] == (0.5, 0)
+
+
+def test_against_compares_the_rows_with_one(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    how = ["--by=objective.name", f"--figures={R10}", "--formats=md,html", "--store=kept.json"]
+    command.main([*runs(tmp_path)[:5], *how, "--against=clip"])
+    want = "+13.0 [-25.1, 51.1], p 0.14"   # of 0.3 - 0.2 and 0.4 - 0.24: the third run has no partner
+    assert want in capsys.readouterr().out
+    assert want in pathlib.Path("results/results.md").read_text() and want in pathlib.Path("results/results.html").read_text()
+    command.main(["kept.json", "--formats=md"])
+    assert want in pathlib.Path("results/kept.md").read_text()
+    with pytest.raises(SystemExit, match="--against=clib: no row of this table has that name; there are mcd, clip"):
+        command.main([*runs(tmp_path / "again")[:5], *how, "--against=clib"])
+
+
 def test_figures_are_chosen_by_globs(tmp_path):
     groups = means.group([means.read_run(path) for path in runs(tmp_path)])
     assert [c.figure for c in means.choose(groups)] == [R10, R1, "gap/heldout_vendor/distance"]   # no counts and no chance
