@@ -14,8 +14,8 @@ SIZE, SMALL = 40, 32   # pixels of the whole scene, and of a crop, which shows i
 CONTEXT = 32
 TEXT = f"caption('first')|tokenize({CONTEXT}, 'emoji')"
 ORIGINAL = f"decode(content='said')|crop({SIZE}, 0.6)"
-# SLIP's colours; the crop keeps or loses what the caption names
-AUGMENTED = f"decode(content='said')|crop({SMALL}, 0.15, 0.4)|jitter(0.4, 0.4, 0.4, 0.1, 0.8)|gray(0.2)|flip(0.5)"
+COLOURS = "jitter(0.4, 0.4, 0.4, 0.1, 0.8)|gray(0.2)|flip(0.5)"   # SLIP's
+AUGMENTED = f"decode(content='said')|crop({SMALL}, 0.15, 0.4)|{COLOURS}"   # keeps or loses what the caption names
 CUT = "decode(content='said')|crop({}, 0.3, 0.3, ratio=(1, 1))"   # of the evaluation: one area, one shape
 VENDORS = ("google", "twitter", "fluent")
 HELD_OUT = ("openmoji",)

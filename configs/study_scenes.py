@@ -32,9 +32,10 @@ def get_config(left_out="twitter"):
 
 
 def sweep(add):
-    """The open points of the method one by one; with both weights 0 it is CLIP."""
+    """The open points of the method one by one; with both weights 0 it is CLIP, also with the colours of the augmented view."""
     off = {TERM: 0.0, POSITIVE: 0.0}
     add(off)
+    add({**off, "data.views.image": f"{scenes.ORIGINAL}|{scenes.COLOURS}"})
     for changes in ({"positive": "whole"}, {"positive": "teacher", "measure": "softmax"}, {"positive": "augmentation"},
                     {"positive": "augmentation", "positive_power": 4.0}, {"positive": "teacher"},
                     {"positive": "teacher", "measure": "softmax", "positive_power": 4.0}):
