@@ -10,5 +10,5 @@ from mcd_jax.configs import scenes
 
 def get_config(left_out=""):
     config = scenes.base(dict(image=scenes.ORIGINAL), left_out)
-    config.objective = config_lib.objective("eclipse", ema_m=0.99)
+    config.objective = config_lib.objective("eclipse", ema_m=0.997)
     return config

@@ -2,7 +2,7 @@
 
 mcd-jax train --config=scenes_large:row=clip,steps=2000 --workdir=runs/large_clip
 
-row: a config scenes_<row>.py. `launch/scenes_gpu.sh` trains the rows that decide in equal time.
+row: a config scenes_<row>.py. `launch/scenes_table.sh --large` trains the rows that decide.
 """
 import importlib
 

@@ -10,5 +10,5 @@ from mcd_jax.configs import scenes
 
 def get_config(left_out=""):
     config = scenes.base(dict(image=scenes.ORIGINAL, augmented=scenes.AUGMENTED), left_out)
-    config.objective = config_lib.objective("mcd", ema_m=0.99)
+    config.objective = config_lib.objective("mcd", ema_m=0.997)
     return config

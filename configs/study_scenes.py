@@ -17,8 +17,8 @@ TERM, POSITIVE = "objective.weights.misalignment", "objective.weights.clip_augme
 
 
 def get_config(left_out="twitter"):
-    config = scenes.base(VIEWS, left_out, "400 steps")
-    config.objective = config_lib.objective("mcd", ema_m=0.99, mask_student=False)
+    config = scenes.base(VIEWS, left_out, "1600 steps")
+    config.objective = config_lib.objective("mcd", ema_m=0.997, mask_student=False)
     train = tuple(v for v in scenes.VENDORS if v != left_out)
     known = scenes.source("train", 1000, 4, train)
     with config.unlocked():
@@ -48,7 +48,7 @@ def sweep(add):
                     {"teacher_augmented": ("large",)}, {"teacher_augmented": ("large",), "mask_student": True}, {"ema_m": 0.9},
                     {"ema_m": 0.9999}, {"augmented": ("augmented", "augmented2")}, {"sg_org": True}):
         add({**ten, **_of(changes)})
-    add({**ten, "objective.warmup.misalignment": "200 steps"})
+    add({**ten, "objective.warmup.misalignment": "800 steps"})
     for weight in (0.1, 0.3):
         add({**off, "objective.weights.distill": weight})
     add({**ten, POSITIVE: 1.0})

@@ -12,7 +12,8 @@ import tomllib
 
 import pytest
 
-from mcd_jax.configs import scenes_large
+from mcd_jax import job
+from mcd_jax.config import overrides
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 LAUNCH = ROOT / "launch"
@@ -182,11 +183,22 @@ def test_bucket_data():
     assert gcloud(argv)[:2] == ("storage rsync", ["gs://lab/data", "/dev/shm/d"])
 
 
-def test_the_rows_of_the_comparison_on_scenes():
-    commands, _ = dry("scenes_gpu.sh", "--seeds=0 1", "--steps=5")
-    assert [c[:2] for c in commands] == [["mcd-jax", "train"]] * 8 + [["mcd-jax", "results"]]
-    arguments = [word.partition(":")[2] for c in commands for word in c if word.startswith("--config=scenes_large:")]
-    assert [scenes_large.get_config(text).steps for text in arguments] == ["5 steps"] * 8
+@pytest.mark.parametrize("how, runs, out, clip", [
+    (["--scale=0.01"], 10, "table", "30 steps"), (["--equal", "--rows=clip declip"], 2, "table", "2000 steps"),
+    (["--large", "--steps=5", "--rows=clip mcd"], 2, "large", "5 steps")])
+def test_the_rows_of_the_comparison_on_scenes(how, runs, out, clip):
+    """Every command is a config that can be built."""
+    commands, _ = dry("scenes_table.sh", "--seeds=0 1", *how)
+    assert [c[:2] for c in commands] == [["mcd-jax", "train"]] * 2 * runs + [["mcd-jax", "results"]]
+    steps = {}
+    for words in commands[:runs]:
+        [name] = [word.partition("=")[2] for word in words if word.startswith("--config=")]
+        changes = [word for word in words if word.startswith("--config.")]
+        config = overrides.apply(overrides.load(name), overrides.split(changes)[1])
+        if "--equal" not in how:
+            job.build(config)
+        steps[words[2].partition("/scenes_")[2]] = config.steps
+    assert steps[f"{out}/clip-0"] == clip
 
 
 @pytest.mark.parametrize("name, arguments, says", [
@@ -213,8 +225,9 @@ def test_the_rows_of_the_comparison_on_scenes():
     ("local.sh", ["two", "--", "true"], "number of processes"),
     ("local.sh", ["2"], "after --"),
     ("local.sh", ["2", "--frob", "1", "--", "true"], "--frob"),
-    ("scenes_gpu.sh", ["--frob"], "--help"),
-    ("scenes_gpu.sh", ["--steps", "few"], "whole number"),
+    ("scenes_table.sh", ["--frob"], "--help"),
+    ("scenes_table.sh", ["--steps", "few"], "whole number"),
+    ("scenes_table.sh", ["--rows", "clib"], "clip"),
 ])
 def test_bad_input_is_answered_with_what_to_give(name, arguments, says, tmp_path):
     at = arguments.index("--") if "--" in arguments else len(arguments)
