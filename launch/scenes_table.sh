@@ -68,11 +68,19 @@ train() {
   run mcd-jax train --workdir="$workdir" --config.seed="$seed" "${changes[@]}"
 }
 
+started=()
 for seed in $seeds; do
   for name in $rows; do
-    while (($(jobs -rp | wc -l) >= parallel)); do wait -n || die "a run failed: see above"; done
-    if [[ -n $DRY_RUN ]]; then train "$name" "$seed"; else train "$name" "$seed" & fi
+    while (($(jobs -rp | wc -l) >= parallel)); do wait -n || true; done
+    if [[ -n $DRY_RUN ]]; then
+      train "$name" "$seed"
+    else
+      train "$name" "$seed" &
+      started+=("$!")
+    fi
   done
 done
-while (($(jobs -rp | wc -l))); do wait -n || die "a run failed: see above"; done
+failed=0
+for pid in "${started[@]}"; do wait "$pid" || failed=$((failed + 1)); done
+((!failed)) || die "$failed runs failed: see above"
 run mcd-jax results "$out"/*-*/ --out="$out" --formats=md,html
