@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # The comparison on scenes: every row over several seeds, and the table with differences paired by seed.
 #
-#   launch/scenes_table.sh [--rows "clip mcd"] [--seeds "0 1 2"] [--scale 1.0] [--parallel 2] [--out runs/scenes_table] [--dry-run]
+#   launch/scenes_table.sh --seeds "0 1 2" [--rows "clip mcd"] [--scale 1.0] [--parallel 2] [--out runs/scenes_table] [--dry-run]
 #   launch/scenes_table.sh --large [--steps 450] [--batch 1024] [--processes 14] ...
 #
 # A row has as many steps as fit into the CPU time of MCD's 2,000, times --scale; --equal gives every row MCD's steps. On 2 cores a
@@ -15,6 +15,7 @@ root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 source "$root/launch/common.sh"
 
 rows='' seeds='' scale=1.0 parallel='' out='' large='' equal='' steps=450 batch=1024 processes=14
+(($#)) || set -- --help
 while (($#)); do
   case $1 in
     --help | -h) usage "$0"; exit 0 ;;
