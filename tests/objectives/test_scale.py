@@ -89,7 +89,7 @@ def test_every_mesh(method, mesh):
 
 
 @pytest.mark.full
-@pytest.mark.parametrize("number, method", enumerate(name for name, case in tiny.CASES.items() if not case.every_mesh))
+@pytest.mark.parametrize("number, method", list(enumerate(name for name, case in tiny.CASES.items() if not case.every_mesh)))
 def test_every_axis(number, method):
     """What is left of the meshes once `test_split_sliced_and_as_a_ring` has had data and fsdp: one of them for each method."""
     compare(method, *[("2 slices x 2 fsdp", 1, "ring"), ("2 data x 2 tensor", 2, "gather")][number % 2])
