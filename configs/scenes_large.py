@@ -26,6 +26,8 @@ def get_config(arguments=""):
     for name, view in config.data.views.items():
         config.data.views[name] = view.replace(f"crop({scenes.SIZE},", f"crop({SIZE},").replace(f"crop({scenes.SMALL},",
                                                                                                  f"crop({SMALL},")
+    if "bank" in config.objective:
+        config.objective.bank = 8 * config.batch_size
     config.model.image = dict(name="vit", variant="S/16")
     config.model.text = dict(name="text", variant="clip-S", spare_ids=config.model.text.get("spare_ids", 0))
     config.model.embed_dim, config.model.dtype, config.optimizer.lr = 384, "bfloat16", 1e-3

@@ -1,7 +1,7 @@
 """MCD for choosing, on scenes: two of the three training vendors train, scenes of the third are searched.
 
 mcd-jax train --config=study_scenes:twitter --workdir=runs/study [--config.objective.weights.misalignment=10]
-mcd-jax sweep --config=study_scenes --workdir=runs/study_scenes     (every form, one seed; some 3 minutes each on 2 cores)
+mcd-jax sweep --config=study_scenes --workdir=runs/study_scenes     (every form, one seed; some 4 minutes each on 2 cores)
 
 After the colon: the vendor left out (google, twitter, fluent). The held-out vendor is not looked at. Figures named "known" are of
 new scenes of the vendors that train. Views beside "augmented": "large" has the same crop in more pixels, for a teacher;

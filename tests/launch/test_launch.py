@@ -185,7 +185,7 @@ def test_bucket_data():
 
 @pytest.mark.parametrize("how, runs, out, clip", [
     (["--scale=0.01"], 10, "table", "30 steps"), (["--equal", "--rows=clip declip"], 2, "table", "2000 steps"),
-    (["--large", "--steps=5", "--rows=clip mcd"], 2, "large", "5 steps")])
+    (["--large", "--steps=5", "--rows=clip mcd declip"], 3, "large", "5 steps")])
 def test_the_rows_of_the_comparison_on_scenes(how, runs, out, clip):
     """Every command is a config that can be built."""
     commands, _ = dry("scenes_table.sh", "--seeds=0 1", *how)

@@ -169,23 +169,21 @@ def _optional_views(opts):
 # ---- log-ratios of one augmented view, (B,), or (B, B) of pairs="all" ------------------------------------------------------------
 
 
-def _ratio(opts, out, view, who="", measure=""):
-    """The log-ratio of who="", the student, or of "teacher/"; measure: in place of the options'."""
+def _ratio(opts, out, view, who, measure, pairs):
+    """The log-ratio of who="", the student, or of "teacher/"."""
     of = out[f"{who}text"], out[f"{who}{view}"], out[f"{who}image"]
     stops = {} if who else dict(sg_org=opts.sg_org, sg_text=opts.sg_text)
-    measure = measure or opts.measure
     if measure == "softmax":
         return log_ratio.softmax_log_ratio(*of, out[f"{who}scale"], opts.implementation, **stops)
-    return log_ratio.log_ratio(*of, measure, opts.pairs if measure == opts.measure else "diag", out[f"{who}scale"], opts.eps,
-                               **stops)
+    return log_ratio.log_ratio(*of, measure, pairs, out[f"{who}scale"], opts.eps, **stops)
 
 
 def _student_ratio(opts, out, view):
-    return _ratio(opts, out, view)
+    return _ratio(opts, out, view, "", opts.measure, opts.pairs)
 
 
 def _teacher_ratio(opts, out, view):
-    return _ratio(opts, out, view, "teacher/")
+    return _ratio(opts, out, view, "teacher/", opts.measure, opts.pairs)
 
 
 def _label_ratio(opts, out, view):
@@ -201,7 +199,7 @@ def _kept(opts, out, view):
     if opts.positive == "whole":
         return None
     if opts.positive == "teacher":
-        ratio = _ratio(opts, out, view, "teacher/", "softmax" if opts.measure == "softmax" else "logit")
+        ratio = _ratio(opts, out, view, "teacher/", "softmax" if opts.measure == "softmax" else "logit", "diag")
         return jnp.exp(-opts.positive_power * jnp.maximum(ratio, 0.0))
     return jnp.clip(1.0 + out[f"target/{opts.image}"] - out[f"target/{view}"], 0.0, 1.0) ** opts.positive_power
 

@@ -115,17 +115,22 @@ def test_the_teacher_may_see_another_view():
     np.testing.assert_array_equal(moved["teacher/augmented"], out["teacher/augmented"])
 
 
-@pytest.mark.parametrize("positive", ["teacher", "augmentation"])
-def test_what_an_augmented_positive_counts(positive):
+@pytest.mark.parametrize("positive, how", [("teacher", {}), ("teacher", dict(measure="logit", pairs="all")),
+                                           ("teacher", dict(measure="softmax")), ("augmentation", {})])
+def test_what_an_augmented_positive_counts(positive, how):
     """Each pair's cross-entropies times the share of its caption that the view keeps, pair by pair in numpy."""
     objective, _, _, state, batch = tiny.build("mcd", positive=positive, positive_power=2.0, mask_student=False,
-                                               weights=dict(clip_augmented=1.0))
+                                               weights=dict(clip_augmented=1.0), **how)
     memory = {"teacher": jax.tree.map(lambda x: x * 1.1 + 0.01, state.memory["teacher"])}
     batch = {**batch, "augmented/misalignment": 1 + np.linspace(0, 1.2, len(batch["text"]), dtype=np.float32)}
     out = jax.device_get(objective.forward(state.params, memory, batch, jax.random.key(1), state.step))
     if positive == "teacher":
-        kept = [min(1.0, np.exp(out["teacher/scale"] * (t @ a - t @ o))) for t, a, o in
-                zip(out["teacher/text"], out["teacher/augmented"], out["teacher/image"])]
+        texts, scale = out["teacher/text"], out["teacher/scale"]
+
+        def share(image, text):
+            total = sum(np.exp(scale * image @ other) for other in texts) if how.get("measure") == "softmax" else 1.0
+            return np.exp(scale * image @ text) / total
+        kept = [min(1.0, share(a, t) / share(o, t)) for t, a, o in zip(texts, out["teacher/augmented"], out["teacher/image"])]
     else:
         targets = (np.asarray(batch[f"{view}/misalignment"]) for view in ("augmented", "image"))
         kept = [min(max(0.0, 1 + o - a), 1.0) for a, o in zip(*targets)]
